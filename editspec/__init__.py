@@ -1,0 +1,1 @@
+"""The edit spec language: schema, loader with exact diagnostics, canonical form and digest."""

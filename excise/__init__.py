@@ -1,0 +1,1 @@
+"""Excise, a model-editing compiler: the front door."""
