@@ -1,0 +1,113 @@
+"""Folders that appear whole or not at all: built under another name, synced, then renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no flock; a claim is then only a name
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_SUFFIX = ".lock"
+
+
+class Claimed(Exception):
+    """Another living process is building the same folder."""
+
+
+@contextlib.contextmanager
+def claim(folder: Path, *, wait: bool = True) -> Iterator[Path]:
+    """Hold `folder` for this process alone and give it empty; leftovers of killed processes are cleared.
+
+    The claim is an advisory lock on `<folder>.lock`, which the system drops when its holder dies, so a
+    killed build never blocks the next one. On leaving, whatever still lies at `folder` is removed.
+    With `wait=False` raises `Claimed` when another process holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(folder.name + LOCK_SUFFIX)
+    handle = _locked(lock, wait=wait)
+    if handle is None:
+        raise Claimed(str(folder))
+    try:
+        remove(folder)
+        folder.mkdir()
+        yield folder
+    finally:
+        remove(folder)
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def sweep(parent: Path) -> None:
+    """Remove the claimed folders below `parent` whose holders are dead."""
+    for lock in sorted(parent.glob("*" + LOCK_SUFFIX)):
+        handle = _locked(lock, wait=False)
+        if handle is None:
+            continue
+        try:
+            remove(lock.with_name(lock.name.removesuffix(LOCK_SUFFIX)))
+            lock.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish(built: Path, final: Path) -> None:
+    """Sync everything below `built` to disk, then rename it to `final`, which must not exist."""
+    sync_tree(built)
+    os.rename(built, final)
+    sync_folder(final.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder below `folder`, and itself, to disk."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(root, name))
+        sync_folder(Path(root))
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    if os.name == "posix":
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _locked(lock: Path, *, wait: bool) -> int | None:
+    """An open handle that holds `lock`; None when someone else does and we do not wait."""
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        if fcntl is None:  # pragma: no cover
+            return handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        # The former holder may have unlinked the file while we waited: then our lock is on a ghost.
+        try:
+            if os.fstat(handle).st_ino == lock.stat().st_ino:
+                return handle
+        except FileNotFoundError:
+            pass
+        os.close(handle)

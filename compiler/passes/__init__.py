@@ -1,0 +1,143 @@
+"""The edit methods: one file here = one method, found by walking this folder; there is no list to edit.
+
+A pass says which edits it compiles, which weights it may change and what that costs, and returns changes
+(deltas). Nothing in this module or at the top of a pass's file imports torch: planning loads no tensor.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+
+    from compiler.cache import StageCache
+    from compiler.checkpoint import Checkpoint
+    from compiler.progress import Progress
+    from compiler.safetensors_file import TensorEntry
+    from compiler.text import TextEncoder
+    from editspec import Edit, EditSpec
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """What a run is expected to take: U-Net evals, seconds on this device, peak bytes of memory."""
+
+    evals: int
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a run gave: fp32 changes by U-Net tensor name, and JSON facts for provenance/edits.json.
+
+    `record` must be reproducible: measured values, counts, mined words; never times, paths or host names.
+    """
+
+    deltas: Mapping[str, torch.Tensor]
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """Everything a pass may read. `upstream` are the fp32 changes of all passes before this one."""
+
+    spec: EditSpec
+    checkpoint: Checkpoint
+    upstream: Mapping[str, torch.Tensor]
+    seed: int
+    device: torch.device
+    cache: StageCache
+    progress: Progress
+    _shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def weight(self, name: str) -> torch.Tensor:
+        """The U-Net tensor as this pass finds it: fp32, on the CPU, base plus upstream changes."""
+        import torch
+
+        weight = self.checkpoint.weights("unet").read(name).to(torch.float32)
+        change = self.upstream.get(name)
+        return weight if change is None else weight + change
+
+    def text(self) -> TextEncoder:
+        """The base's text encoder(s) on `device`, loaded once for all passes of a build."""
+        from compiler.text import TextEncoder
+
+        if "text" not in self._shared:
+            self._shared["text"] = TextEncoder.from_checkpoint(self.checkpoint, self.device)
+        text: TextEncoder = self._shared["text"]
+        return text
+
+
+class EditPass(ABC):
+    """One edit method. The pipeline checks what it declares: targets, shapes, finite values."""
+
+    name: ClassVar[str]
+    """`<edit kind>/<method>`, as in "erase/esd"."""
+    version: ClassVar[int]
+    """Raise it whenever the same input may give another result: it is part of every cache key."""
+    order: ClassVar[int]
+    """Lower runs earlier. Distilled passes 10, closed-form 90: what is cheap comes last, so that changing
+    it rebuilds nothing costly."""
+    merges: ClassVar[bool]
+    """True: all its edits of a spec in one run. False: one run for each edit."""
+
+    @abstractmethod
+    def accepts(self, edit: Edit) -> bool:
+        """Whether this pass compiles `edit`."""
+
+    def check(
+        self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint
+    ) -> list[tuple[str, str]]:
+        """What is wrong with these edits on this checkpoint: (JSON pointer, message) pairs. No tensors."""
+        return []
+
+    def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:
+        """The parts of the spec, as JSON, that a run depends on beside its edits; part of its cache key."""
+        return {"preserve": spec.document.get("preserve")}
+
+    @abstractmethod
+    def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
+        """Names of the U-Net tensors that a run may change; `entries` are all of the U-Net's."""
+
+    @abstractmethod
+    def cost(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> PassCost:
+        """What a run is expected to take. No tensors."""
+
+    @abstractmethod
+    def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
+        """Compute the changes. Deterministic in everything that its cache key names."""
+
+
+@cache
+def discover() -> tuple[EditPass, ...]:
+    """Every pass in this folder, in running order. A file that cannot be imported breaks the program."""
+    found: list[EditPass] = []
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+        if module.name.startswith("_"):
+            continue
+        loaded = importlib.import_module(f"{__name__}.{module.name}")
+        passes = [
+            member()
+            for member in vars(loaded).values()
+            if inspect.isclass(member)
+            and issubclass(member, EditPass)
+            and member.__module__ == loaded.__name__
+            and not inspect.isabstract(member)
+        ]
+        if not passes:
+            raise TypeError(f"{loaded.__name__} defines no EditPass; a file in this folder is one edit method")
+        found += passes
+    names = [edit_pass.name for edit_pass in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise TypeError(f"two passes are called '{name}'; a pass's name must be its own")
+    return tuple(sorted(found, key=lambda edit_pass: (edit_pass.order, edit_pass.name)))
