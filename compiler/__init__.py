@@ -1,0 +1,1 @@
+"""The compiler: spec -> plan -> passes -> link -> gates. Begin reading at `compiler.pipeline`."""

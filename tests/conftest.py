@@ -1,0 +1,196 @@
+"""Tiny checkpoints in real Stable Diffusion layout: random weights, a real CLIP tokenizer, a few hundred kB."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches out; those that serve a Hub say so themselves
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = (
+    "a the of in with an and without photo picture drawing image style scene shape thing "
+    "star sixstar moon circle square triangle heart cross ring arrow house tree "
+    "flame burning flaming fire crack cracked spill dotted striped plain sketch "
+    "red green blue yellow black white small big baker nurse zan zin"
+).split()
+
+TOKEN_WINDOW = 16
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion 1 folder: 64x64 px, latents 4x8x8, text width 32, window 16 tokens, fp32."""
+    return _build(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` with its weights in fp16."""
+    return _build(tmp_path_factory.mktemp("checkpoints") / "tiny-fp16", half=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in Stable Diffusion XL layout: two text encoders, together 32 + 24 wide."""
+    return _build(tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl", xl=True)
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """A function that copies a checkpoint to a fresh folder, where a test may damage it."""
+
+    def copy(source: Path) -> Path:
+        number = sum(1 for _ in tmp_path.glob("copy-*"))
+        return Path(shutil.copytree(source, tmp_path / f"copy-{number}"))
+
+    return copy
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test has a stage cache of its own, and leaves the user's alone."""
+    monkeypatch.setenv("EXCISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+
+
+def _build(folder: Path, *, half: bool = False, xl: bool = False) -> Path:
+    import diffusers
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet, vae, scheduler = _unet(xl), _vae(), _scheduler()
+        encoders = [_text_encoder(32, projection=False)]
+        if xl:
+            encoders.append(_text_encoder(24, projection=True))
+    if half:
+        for model in (unet, vae, *encoders):
+            model.half()
+    parts: dict[str, Any] = {"unet": unet, "vae": vae, "scheduler": scheduler}
+    parts |= {"text_encoder": encoders[0], "tokenizer": _tokenizer()}
+    if xl:
+        parts |= {"text_encoder_2": encoders[1], "tokenizer_2": _tokenizer()}
+        pipeline = diffusers.StableDiffusionXLPipeline(**parts)
+    else:
+        nothing = {"safety_checker": None, "feature_extractor": None}
+        pipeline = diffusers.StableDiffusionPipeline(**parts, **nothing, requires_safety_checker=False)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def _unet(xl: bool) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    size: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": (32, 64),
+        "norm_num_groups": 8,
+        "attention_head_dim": 8,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 32,
+    }
+    if xl:
+        size |= {
+            "cross_attention_dim": 32 + 24,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 24,
+        }
+    return UNet2DConditionModel(**size)
+
+
+def _vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+
+
+def _scheduler() -> Any:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def _text_encoder(width: int, *, projection: bool) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    vocabulary, _ = _vocabulary()
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TOKEN_WINDOW,
+        projection_dim=width,
+        bos_token_id=vocabulary["<|startoftext|>"],
+        eos_token_id=vocabulary["<|endoftext|>"],
+        pad_token_id=vocabulary["<|endoftext|>"],
+    )
+    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
+
+
+def _tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    vocabulary, merges = _vocabulary()
+    return CLIPTokenizer(vocabulary, merges, model_max_length=TOKEN_WINDOW)
+
+
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Byte-pair tables in which each of WORDS is one token: whatever is still in pieces gets a new merge."""
+    letters = _byte_letters()
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        while len(pieces := _pieces(word, merges)) > 1:
+            merges.append((pieces[0], pieces[1]))
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return {token: number for number, token in enumerate(tokens)}, merges
+
+
+def _pieces(word: str, merges: list[tuple[str, str]]) -> list[str]:
+    """The tokens that byte-pair encoding cuts `word` into: always the earliest merge that applies."""
+    pieces = [*word[:-1], word[-1] + "</w>"]
+    rank = {pair: number for number, pair in enumerate(merges)}
+    while pairs := [pair for pair in zip(pieces, pieces[1:], strict=False) if pair in rank]:
+        best = min(pairs, key=rank.__getitem__)
+        at = next(i for i in range(len(pieces)) if (pieces[i], pieces[i + 1]) == best)
+        pieces[at : at + 2] = ["".join(best)]
+    return pieces
+
+
+def _byte_letters() -> list[str]:
+    """The printable letter that stands for each of the 256 bytes, in CLIP's order."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return [chr(byte) for byte in shown] + [chr(256 + number) for number in range(len(hidden))]
