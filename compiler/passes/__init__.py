@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PassCost:
-    """What a run is expected to take: U-Net evals, seconds on this device, peak bytes of memory."""
+    """What a run is expected to take.
+
+    `evals`: one sample through the U-Net once; a backward pass counts 2. The planner prices them for the
+    device at hand. `seconds`: work beside the U-Net, on two CPU cores. `memory_bytes`: peak.
+    """
 
     evals: int
     seconds: float

@@ -1,0 +1,1 @@
+"""What an artifact becomes for others: so far, its model card."""
