@@ -47,7 +47,9 @@ class _Component:
 class TextEncoder:
     """Text encoder(s) and tokenizer(s) of one checkpoint, frozen, in one device and dtype."""
 
-    def __init__(self, components: Sequence[_Component], device: torch.device, zero_unconditional: bool) -> None:
+    def __init__(
+        self, components: Sequence[_Component], device: torch.device, zero_unconditional: bool
+    ) -> None:
         self._components = tuple(components)
         self.device = device
         self._zero_unconditional = zero_unconditional
@@ -69,7 +71,9 @@ class TextEncoder:
         suffixes = [suffix for suffix in ("", "_2") if (checkpoint.root / f"text_encoder{suffix}").is_dir()]
         if not suffixes:
             raise InputError(
-                str(checkpoint.root), "there is no text encoder", "give a complete diffusers text-to-image folder"
+                str(checkpoint.root),
+                "there is no text encoder",
+                "give a complete diffusers text-to-image folder",
             )
         sdxl = checkpoint.family == "sdxl"
         parts = [_load(checkpoint, suffix, sdxl, device, dtype) for suffix in suffixes]
@@ -125,7 +129,9 @@ class TextEncoder:
             return None
         ids, mask = self._padded(part, prompts)
         rows = [
-            part.model(ids[start : start + 16], attention_mask=None if mask is None else mask[start : start + 16])
+            part.model(
+                ids[start : start + 16], attention_mask=None if mask is None else mask[start : start + 16]
+            )
             for start in range(0, len(prompts), 16)
         ]
         return torch.cat([row.text_embeds for row in rows])
@@ -140,7 +146,7 @@ class TextEncoder:
         return [list(ids) for ids in encoded.input_ids]
 
     def token_count(self, prompt: str) -> int:
-        """Number of tokens with BOS and EOS, before any cut: above `window` the stock pipeline drops the rest."""
+        """Number of tokens with BOS and EOS before any cut; sampling drops what is beyond `window`."""
         return len(self.tokenizer(prompt, verbose=False).input_ids)
 
     def subject_span(self, prompt: str, concept: str) -> tuple[int, int]:
@@ -230,7 +236,7 @@ def _load(
     variant = checkpoint.variant
     if variant is not None and not any(f".{variant}" in file for file in files):
         variant = None  # this component ships without the variant; diffusers falls back in the same way
-    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    kind: Any = CLIPTextModelWithProjection if projected else CLIPTextModel
     with _without_progress_bars():
         model, info = kind.from_pretrained(
             folder,
@@ -240,11 +246,15 @@ def _load(
             local_files_only=True,
             output_loading_info=True,
         )
-    broken = sorted({str(key) for field in ("missing_keys", "mismatched_keys") for key in info.get(field, ())})
+    broken = sorted(
+        {str(key) for field in ("missing_keys", "mismatched_keys") for key in info.get(field, ())}
+    )
     if broken:
         shown = ", ".join(broken[:3])
         raise InputError(
-            str(folder), f"{len(broken)} weights are missing or have the wrong shape: {shown}", "restore the files"
+            str(folder),
+            f"{len(broken)} weights are missing or have the wrong shape: {shown}",
+            "restore the files",
         )
     tokenizer = CLIPTokenizer.from_pretrained(checkpoint.root / f"tokenizer{suffix}", local_files_only=True)
     positions = model.config.max_position_embeddings
@@ -258,12 +268,12 @@ def _load(
     return _Component(tokenizer, model.eval().to(device), penultimate=sdxl, projected=projected)
 
 
-
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
     """Progress is ours to show, and a bar for a second of loading says nothing."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    logging: Any = transformers_logging  # its functions carry no types
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
