@@ -1,4 +1,4 @@
-"""Tiny checkpoints in real Stable Diffusion layout: random weights, a real CLIP tokenizer, a few hundred kB."""
+"""Tiny checkpoints in real Stable Diffusion layout: random weights, a real CLIP tokenizer, few MB."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches out; those that 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-WORDS = (
+TEXT = (
     "a the of in with an and without photo picture drawing image style scene shape thing "
     "star sixstar moon circle square triangle heart cross ring arrow house tree "
     "flame burning flaming fire crack cracked spill dotted striped plain sketch "
     "red green blue yellow black white small big baker nurse zan zin"
-).split()
+)
+WORDS = TEXT.split()  # each is one token
 
 TOKEN_WINDOW = 16
 
@@ -54,10 +56,9 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test has a stage cache of its own, and leaves the user's alone."""
     monkeypatch.setenv("EXCISE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
 
 
 def _build(folder: Path, *, half: bool = False, xl: bool = False) -> Path:
@@ -182,7 +183,7 @@ def _pieces(word: str, merges: list[tuple[str, str]]) -> list[str]:
     """The tokens that byte-pair encoding cuts `word` into: always the earliest merge that applies."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     rank = {pair: number for number, pair in enumerate(merges)}
-    while pairs := [pair for pair in zip(pieces, pieces[1:], strict=False) if pair in rank]:
+    while pairs := [pair for pair in pairwise(pieces) if pair in rank]:
         best = min(pairs, key=rank.__getitem__)
         at = next(i for i in range(len(pieces)) if (pieces[i], pieces[i + 1]) == best)
         pieces[at : at + 2] = ["".join(best)]
