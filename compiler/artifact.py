@@ -58,11 +58,11 @@ class Artifact:
         path.chmod(0o644)
 
     def files(self) -> Iterator[str]:
-        """Relative paths of all files, with forward slashes, sorted."""
+        """Relative paths of all files, and of links to folders, with forward slashes, sorted."""
         yield from sorted(
             Path(root, name).relative_to(self.folder).as_posix()
-            for root, _, names in os.walk(self.folder)
-            for name in names
+            for root, folders, names in os.walk(self.folder)
+            for name in (*names, *(name for name in folders if Path(root, name).is_symlink()))
         )
 
     def sha256(self, name: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,11 +67,53 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def publish(built: Path, final: Path) -> None:
-    """Sync everything below `built` to disk, then rename it to `final`, which must not exist."""
+def publish(built: Path, final: Path, *, replace: bool = False) -> None:
+    """Sync everything below `built` to disk, then rename it to `final`; both lie on one disk.
+
+    What is at `final` is a `FileExistsError`, or with `replace` stays until the very moment of the change
+    and is then removed.
+    """
     sync_tree(built)
-    os.rename(built, final)
+    if not os.path.lexists(final):
+        built.rename(final)
+    elif not replace:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
+    else:
+        _exchange(built, final)
+        remove(built)
     sync_folder(final.parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two paths on one disk: in one indivisible step on Linux and macOS, else in two renames."""
+    error = _swap(os.fsencode(one), os.fsencode(other))
+    if error == 0:
+        return
+    if error not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # those say: this file system cannot
+        raise OSError(error, os.strerror(error), str(other))
+    aside = other.with_name(f".{other.name}.replaced")
+    remove(aside)
+    other.rename(aside)
+    try:
+        one.rename(other)
+    except OSError:
+        aside.rename(other)
+        raise
+    remove(aside)
+
+
+def _swap(one: bytes, other: bytes) -> int:
+    """The system's own exchange of two paths; its error number, 0 when done."""
+    if sys.platform == "linux":
+        name, arguments = "renameat2", (-100, one, -100, other, 2)  # AT_FDCWD twice; RENAME_EXCHANGE
+    elif sys.platform == "darwin":
+        name, arguments = "renamex_np", (one, other, 2)  # RENAME_SWAP
+    else:
+        return errno.ENOSYS
+    call = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if call is None:
+        return errno.ENOSYS
+    return 0 if call(*arguments) == 0 else ctypes.get_errno()
 
 
 def sync_tree(folder: Path) -> None:

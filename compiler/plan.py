@@ -1,0 +1,251 @@
+"""The plan: what a spec will do, in which order and at what cost, decided before any tensor is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from compiler.cache import StageCache
+from compiler.cost import eval_seconds
+from compiler.device import Device
+from compiler.passes import EditPass, discover
+from compiler.provenance import published_spec
+from compiler.versions import library_versions
+from editspec.canonical import digest
+from editspec.errors import InputError
+
+if TYPE_CHECKING:
+    from compiler.checkpoint import Checkpoint
+    from editspec import Edit, EditSpec
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """One run of one pass: its edits (positions in the spec), what it may change, and what that takes."""
+
+    edit_pass: EditPass
+    edits: tuple[int, ...]
+    ids: tuple[str, ...]
+    targets: tuple[str, ...]
+    parameters: int
+    evals: int
+    seconds: float
+    memory_bytes: int
+    key: str
+    cached: bool
+
+    @property
+    def title(self) -> str:
+        """`erase/esd: no-flame, no-crack`."""
+        return f"{self.edit_pass.name}: {', '.join(self.ids)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON facts that are the same for every build of the spec on this class of machine."""
+        return {
+            "pass": self.edit_pass.name,
+            "version": self.edit_pass.version,
+            "edits": list(self.ids),
+            "targets": len(self.targets),
+            "parameters": self.parameters,
+            "evals": self.evals,
+            "key": self.key,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a build will do. `gates` are compiler.gates' own plans, one for each gate."""
+
+    name: str
+    spec_digest: str
+    base_digest: str
+    family: str
+    device: Device
+    libraries: Mapping[str, str]
+    passes: tuple[PlannedPass, ...]
+    gates: tuple[Any, ...]
+    gate_evals: int
+    seconds_of_eval: float
+
+    @property
+    def evals(self) -> int:
+        """U-Net evals of all passes that the cache does not hold, and of the gates."""
+        return sum(planned.evals for planned in self.passes if not planned.cached) + self.gate_evals
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the same."""
+        passes = sum(planned.seconds for planned in self.passes if not planned.cached)
+        return passes + self.gate_evals * self.seconds_of_eval
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated peak of memory on the device."""
+        return max((planned.memory_bytes for planned in self.passes), default=0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The reproducible part, as stored in provenance/plan.json: no estimates, nothing of the cache."""
+        return {
+            "plan": VERSION,
+            "name": self.name,
+            "spec": self.spec_digest,
+            "base": self.base_digest,
+            "family": self.family,
+            "device": self.device.device_class,
+            "libraries": dict(self.libraries),
+            "passes": [planned.as_dict() for planned in self.passes],
+            "gates": [gate.as_dict() for gate in self.gates],
+        }
+
+    def outlook(self) -> dict[str, Any]:
+        """`as_dict` with this machine's estimates and what its cache holds: what `excise plan --json` prints."""
+        passes = [
+            {
+                **planned.as_dict(),
+                "seconds": round(planned.seconds, 1),
+                "memory_bytes": planned.memory_bytes,
+                "cached": planned.cached,
+            }
+            for planned in self.passes
+        ]
+        return {
+            **self.as_dict(),
+            "passes": passes,
+            "machine": self.device.as_dict(),
+            "gate_evals": self.gate_evals,
+            "evals": self.evals,
+            "seconds": round(self.seconds, 1),
+            "memory_bytes": self.memory_bytes,
+        }
+
+
+def make_plan(
+    spec: EditSpec,
+    checkpoint: Checkpoint,
+    cache: StageCache,
+    device: Device,
+    passes: Sequence[EditPass] | None = None,
+) -> Plan:
+    """Plan `spec` on `checkpoint`; `passes` are those of compiler.passes unless given.
+
+    Raises `InputError` naming every edit that no engine compiles, or that does not suit the checkpoint.
+    """
+    engines = discover() if passes is None else tuple(passes)
+    groups = list(_groups(spec, engines))
+    _refuse(_misfits(spec, checkpoint, groups))
+    gates = _planned_gates(spec)
+    return Plan(
+        name=spec.name,
+        spec_digest=digest(published_spec(spec)),
+        base_digest=checkpoint.digest,
+        family=checkpoint.family,
+        device=device,
+        libraries=library_versions(),
+        passes=tuple(_planned(spec, checkpoint, cache, device, groups)),
+        gates=gates,
+        gate_evals=sum(gate.evals for gate in gates),
+        seconds_of_eval=eval_seconds(checkpoint, device),
+    )
+
+
+def _groups(spec: EditSpec, engines: Sequence[EditPass]) -> Iterator[tuple[EditPass, tuple[int, ...]]]:
+    """Which edits (by position) each pass runs with, in running order; refuses edits without an engine."""
+    taken: dict[int, EditPass] = {}
+    problems = []
+    for position, edit in enumerate(spec.edits):
+        accepting = [engine for engine in engines if engine.accepts(edit)]
+        if len(accepting) > 1:
+            raise TypeError(f"{' and '.join(engine.name for engine in accepting)} both accept {edit}")
+        if accepting:
+            taken[position] = accepting[0]
+        else:
+            problems.append((f"/edits/{position}/edit", _no_engine(spec, position, engines)))
+    _refuse(problems)
+    for engine in sorted(engines, key=lambda engine: (engine.order, engine.name)):
+        positions = tuple(position for position, chosen in taken.items() if chosen is engine)
+        if engine.merges and positions:
+            yield engine, positions
+        elif not engine.merges:
+            yield from ((engine, (position,)) for position in positions)
+
+
+def _no_engine(spec: EditSpec, position: int, engines: Sequence[EditPass]) -> str:
+    document = spec.document["edits"][position]
+    wanted = "/".join(str(document[key]) for key in ("edit", "method") if document.get(key))
+    offered = ", ".join(sorted(engine.name for engine in engines)) or "none"
+    return f"edit '{spec.edits[position].id}': no engine compiles '{wanted}' in this version; there are {offered}"
+
+
+def _misfits(
+    spec: EditSpec, checkpoint: Checkpoint, groups: Sequence[tuple[EditPass, tuple[int, ...]]]
+) -> list[tuple[str, str]]:
+    return [
+        problem
+        for engine, positions in groups
+        for problem in engine.check(_chosen(spec, positions), spec, checkpoint)
+    ]
+
+
+def _refuse(problems: Sequence[tuple[str, str]]) -> None:
+    """All problems in one error, each at its JSON pointer."""
+    if not problems:
+        return
+    first_pointer, first = problems[0]
+    rest = "".join(f"\n{pointer}: {message}" for pointer, message in problems[1:])
+    raise InputError(first_pointer, first + rest, "change or remove these edits")
+
+
+def _planned(
+    spec: EditSpec,
+    checkpoint: Checkpoint,
+    cache: StageCache,
+    device: Device,
+    groups: Sequence[tuple[EditPass, tuple[int, ...]]],
+) -> Iterator[PlannedPass]:
+    entries = checkpoint.weights("unet").entries
+    seconds_of_eval = eval_seconds(checkpoint, device)
+    upstream: list[str] = []
+    for engine, positions in groups:
+        edits = _chosen(spec, positions)
+        targets = tuple(sorted(engine.targets(edits, entries)))
+        cost = engine.cost(edits, spec, checkpoint)
+        key = cache.key(
+            {
+                "stage": "pass",
+                "pass": engine.name,
+                "version": engine.version,
+                "edits": [spec.document["edits"][position] for position in positions],
+                "reads": engine.reads(edits, spec),
+                "seed": spec.seed,
+                "base": checkpoint.digest,
+                "upstream": list(upstream),
+                "libraries": library_versions(),
+                "device": device.device_class,
+            }
+        )
+        upstream.append(key)
+        yield PlannedPass(
+            edit_pass=engine,
+            edits=positions,
+            ids=tuple(edit.id for edit in edits),
+            targets=targets,
+            parameters=sum(entries[name].parameters for name in targets),
+            evals=cost.evals,
+            seconds=cost.seconds + cost.evals * seconds_of_eval,
+            memory_bytes=cost.memory_bytes,
+            key=key,
+            cached=cache.has(key),
+        )
+
+
+def _chosen(spec: EditSpec, positions: Sequence[int]) -> tuple[Edit, ...]:
+    return tuple(spec.edits[position] for position in positions)
+
+
+def _planned_gates(spec: EditSpec) -> tuple[Any, ...]:
+    from compiler.gates import plan_gates
+
+    return tuple(plan_gates(spec))

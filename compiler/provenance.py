@@ -1,0 +1,73 @@
+"""What an artifact says of its own making: spec, lock and change records; no times, hosts or local paths."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compiler.checkpoint import Checkpoint
+    from compiler.link import LinkReport
+    from compiler.plan import Plan
+    from editspec import EditSpec
+
+LOCK_VERSION = 1
+EDITS_VERSION = 1
+
+
+def published_spec(spec: EditSpec) -> dict[str, Any]:
+    """The spec with defaults filled in, as published: absolute paths are cut to their last part."""
+    document = copy.deepcopy(spec.document)
+    places = [document.get("base"), *(entry.get("model") for entry in document.get("evaluators", []))]
+    holders = [*(place for place in places if isinstance(place, dict)), *document.get("evaluators", [])]
+    for holder in holders:
+        for key in ("path", "model"):
+            if isinstance(holder.get(key), str):
+                holder[key] = without_home(holder[key])
+    return document
+
+
+def without_home(path: str) -> str:
+    """`path` where it is relative; of an absolute one, which tells of a machine, the last part."""
+    if path.startswith("~") or PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute():
+        return PureWindowsPath(path).name  # splits at both kinds of slashes
+    return path
+
+
+def lock_record(spec: EditSpec, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """All inputs, pinned: the base's files by sha256, the library versions, the class of machine."""
+    import torch
+
+    return {
+        "lock": LOCK_VERSION,
+        "spec": plan.spec_digest,
+        "seed": str(spec.seed),  # readers whose numbers are doubles would round a large one
+        "base": {
+            **published_spec(spec)["base"],
+            "family": checkpoint.family,
+            "digest": plan.base_digest,
+            "files": checkpoint.digests(),
+        },
+        "libraries": dict(plan.libraries),
+        "device": {"class": plan.device.device_class, "threads": torch.get_num_threads()},
+    }
+
+
+def edits_record(
+    checkpoint: Checkpoint,
+    deltas: Mapping[str, Tensor],
+    records: Sequence[Mapping[str, Any]],
+    report: LinkReport,
+) -> dict[str, Any]:
+    """What each pass changed, and what of all changes together the checkpoint's number format kept."""
+    total = sum(len(checkpoint.weights(component).entries) for component in checkpoint.weighted)
+    return {
+        "edits": EDITS_VERSION,
+        "passes": list(records),
+        "tensors": {"total": total, "changed": len(deltas), "copied": total - len(deltas)},
+        "rounding": report.as_dict(),
+    }
