@@ -1,0 +1,78 @@
+"""A checkpoint's U-Net as a diffusers module, and whether it is one that can be sampled from prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from editspec.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from compiler.checkpoint import Checkpoint
+
+
+def build_unet(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> nn.Module:
+    """The frozen base U-Net in fp32 and eval mode (no dropout), with gradients off for every weight.
+
+    Raises InputError where config and weights do not fit each other.
+    """
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    config = checkpoint.config("unet")
+    with torch.device("meta"):  # no time for an initialisation that is overwritten, no draw for it either
+        unet: nn.Module = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
+    weights = checkpoint.weights("unet")
+    # A copy of each: the file's own memory map must never be written to by training.
+    state = {name: weights.read(name).to(device, torch.float32, copy=True) for name in weights.entries}
+    try:
+        unet.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise InputError(
+            str(checkpoint.root / "unet"),
+            f"the weights do not fit config.json: {first[0].strip()}",
+            "restore the files from where the checkpoint came from",
+        ) from error
+    unet.requires_grad_(False)
+    return unet.eval()
+
+
+def add_deltas(unet: nn.Module, deltas: Mapping[str, Tensor]) -> None:
+    """Add fp32 changes, by tensor name, to the module's weights in place."""
+    import torch
+
+    weights = dict(unet.named_parameters())
+    with torch.no_grad():
+        for name, change in deltas.items():
+            weights[name].add_(change.to(weights[name].device))
+
+
+def config_of(unet: nn.Module) -> Mapping[str, Any]:
+    """The configuration that a diffusers module carries."""
+    config: Any = unet.config
+    return cast("Mapping[str, Any]", config)
+
+
+def latent_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(channels, height, width) of one latent at the resolution the U-Net was trained for."""
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return config["in_channels"], height, width
+
+
+def unsuited(config: Mapping[str, Any]) -> str | None:
+    """Why trajectories cannot be sampled with this U-Net alone, or None."""
+    if config["in_channels"] != config.get("out_channels", config["in_channels"]):
+        return (
+            f"its U-Net reads {config['in_channels']} channels and gives {config['out_channels']}: "
+            "an inpainting or image-to-image model, which cannot be sampled from a prompt alone"
+        )
+    if config.get("time_cond_proj_dim") is not None:
+        return "its U-Net is distilled for guidance (time_cond_proj_dim), so it has no empty-prompt branch"
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        return "its U-Net reads class labels, which no prompt gives"
+    return None
