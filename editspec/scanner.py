@@ -246,12 +246,11 @@ class _Scanner:
         self.stop(pointer, f"expected a key in double quotes{self.instead()}")
 
     def comma(self, pointer: str, opened: int, closer: str) -> None:
-        end_of_value = len(self.text[: self.at].rstrip(" \t\r\n"))
         if self.take(","):
             self.space()
             return
         if self.at < len(self.text) and self.text[self.at] in '"{[-0123456789tfn':
-            self.at = end_of_value
+            self.at = len(self.text[: self.at].rstrip(" \t\r\n"))  # just behind the value before
             self.stop(pointer, "a comma is missing here")
         self.unclosed(pointer, opened, closer)
         self.stop(pointer, f"expected ',' or '{closer}'{self.instead()}")

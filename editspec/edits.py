@@ -1,0 +1,243 @@
+"""The six kinds of edit as values: parameters are named as in their papers, defaults are those of the schema."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from editspec.templates import TEMPLATES, Kind
+
+Selection = Literal["cross-attention", "cross-attention-kv", "non-cross-attention", "self-attention", "full"]
+Loss = Literal["l2", "l1", "huber"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erase:
+    """Remove a concept. ESD (Gandikota et al. 2023) by distillation, or UCE (2024) in closed form.
+
+    `anchor`, `templates`, `ridge`, `preserve_mode` and `scale` belong to method "closed-form"; `from_concept`
+    (JSON key "from") and what comes after it to "esd". An empty anchor is the empty prompt; no templates means the
+    concept alone.
+    """
+
+    id: str
+    concept: str
+    aliases: tuple[str, ...] = ()
+    kind: Kind = "object"
+    method: Literal["esd", "closed-form"] = "esd"
+    preserve: tuple[str, ...] = ()
+    anchor: str = ""
+    templates: tuple[str, ...] = TEMPLATES["object"]
+    ridge: float = 0.1
+    preserve_mode: Literal["columns", "null-space"] = "columns"
+    scale: float = 1.0
+    from_concept: str | None = None
+    selection: Selection = "cross-attention"
+    negative_guidance: float = 1.0
+    steps: int = 200
+    learning_rate: float = 5e-5
+    batch: int = 1
+    trajectories: int = 20
+    timesteps: int = 10
+    sampling_steps: int = 50
+    guidance_scale: float = 3.0
+    loss: Loss = "l2"
+    schedule: Schedule = "constant"
+    keep_weight: float = 1.0
+
+    @property
+    def edit(self) -> str:
+        return "erase"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablate:
+    """Turn a concept into its anchor (Kumari et al. 2023). With kind "image", forget a memorised image by its captions."""
+
+    id: str
+    concept: str
+    anchor: str = ""
+    aliases: tuple[str, ...] = ()
+    kind: Literal["object", "style", "content", "image"] = "object"
+    preserve: tuple[str, ...] = ()
+    image: str | None = None
+    captions: tuple[str, ...] = ()
+    objective: Literal["model", "noise"] = "model"
+    teacher: Literal["student", "base"] = "student"
+    templates: tuple[str, ...] = TEMPLATES["object"]
+    selection: Selection = "cross-attention-kv"
+    steps: int = 100
+    learning_rate: float = 1.6e-5
+    batch: int = 8
+    trajectories: int = 200
+    sampling_steps: int = 25
+    guidance_scale: float = 6.0
+    loss: Loss = "l2"
+    schedule: Schedule = "constant"
+    keep_weight: float = 1.0
+
+    @property
+    def edit(self) -> str:
+        return "ablate"
+
+    @property
+    def method(self) -> str:
+        return "image" if self.kind == "image" else "concept"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """Where a shift leads: from `base_prompt` (default: `prompt`) to `prompt`, away from `negative_prompt`; or a file."""
+
+    prompt: str | None = None
+    base_prompt: str | None = None
+    negative_prompt: str | None = None
+    file: str | None = None
+    concept: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """Add a self-discovered h-space direction to existing biases (Li et al. 2024)."""
+
+    id: str
+    directions: tuple[Direction, ...]
+    preserve: tuple[str, ...] = ()
+    strength: float = 1.0
+    sites: Literal["mid", "decoder", "all"] = "all"
+    steps: int = 250
+    learning_rate: float = 0.01
+    batch: int = 8
+    trajectories: int = 96
+    timesteps: int = 10
+    sampling_steps: int = 50
+    guidance_scale: float = 7.5
+    loss: Loss = "l2"
+    schedule: Schedule = "constant"
+    keep_weight: float = 1.0
+
+    @property
+    def edit(self) -> str:
+        return "shift"
+
+    @property
+    def method(self) -> str:
+        return "direction"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided:
+    """A concept that guidance leads to or away from, with its weight."""
+
+    concept: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """Bake semantic guidance in: SEGA (Brack et al. 2023), SLD (Schramowski et al. 2023), or a negative prompt."""
+
+    id: str
+    method: Literal["sega", "sld", "negative-prompt"] = "sega"
+    away_from: tuple[Guided, ...] = ()
+    toward: tuple[Guided, ...] = ()
+    kind: Kind = "object"
+    prompts: tuple[str, ...] = ()
+    preserve: tuple[str, ...] = ()
+    preset: Literal["weak", "medium", "strong", "max"] | None = None
+    scale: float | None = None
+    warmup: int | None = None
+    cooldown: int | None = None
+    threshold: float | None = None
+    momentum_scale: float | None = None
+    momentum_beta: float | None = None
+    branch: Literal["both", "text", "empty"] = "both"
+    selection: Selection = "non-cross-attention"
+    steps: int = 400
+    learning_rate: float = 1e-5
+    batch: int = 8
+    trajectories: int = 96
+    timesteps: int = 10
+    sampling_steps: int = 50
+    guidance_scale: float = 7.5
+    loss: Loss = "l2"
+    schedule: Schedule = "constant"
+    keep_weight: float = 1.0
+
+    @property
+    def edit(self) -> str:
+        return "guide"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """Give groups their shares. `groups` holds one tuple for each attribute; `shares` are for a single attribute."""
+
+    id: str
+    prompts: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
+    professions: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+    group_template: str = "{prompt}, {group}"
+    method: Literal["distil", "closed-form"] = "distil"
+    preserve: tuple[str, ...] = ()
+    ridge: float = 0.1
+    scale: float = 1.0
+    selection: Selection = "non-cross-attention"
+    steps: int = 400
+    learning_rate: float = 1e-5
+    batch: int = 8
+    trajectories: int = 96
+    timesteps: int = 10
+    sampling_steps: int = 50
+    guidance_scale: float = 7.5
+    loss: Loss = "l2"
+    schedule: Schedule = "constant"
+    keep_weight: float = 1.0
+
+    @property
+    def edit(self) -> str:
+        return "balance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phrase:
+    """A phrase and what it does: the effect of the edit with id `use`, or a direction of its own."""
+
+    text: str
+    use: str | None = None
+    direction: Direction | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Respond:
+    """Make responsible phrases in a prompt work (Li et al. 2024)."""
+
+    id: str
+    phrases: tuple[Phrase, ...]
+    prompts: tuple[str, ...] = ()
+    preserve: tuple[str, ...] = ()
+    selection: Selection = "cross-attention"
+    steps: int = 400
+    learning_rate: float = 1e-5
+    batch: int = 8
+    trajectories: int = 96
+    timesteps: int = 10
+    sampling_steps: int = 50
+    guidance_scale: float = 7.5
+    loss: Loss = "l2"
+    schedule: Schedule = "constant"
+    keep_weight: float = 1.0
+
+    @property
+    def edit(self) -> str:
+        return "respond"
+
+    @property
+    def method(self) -> str:
+        return "phrases"
+
+
+Edit = Erase | Ablate | Shift | Guide | Balance | Respond
