@@ -56,7 +56,6 @@ def compile_spec(
     spec: EditSpec,
     out: Path,
     *,
-    spec_dir: Path = Path(),
     cache: StageCache | None = None,
     device: Device | None = None,
     progress: Progress | None = None,
@@ -66,7 +65,7 @@ def compile_spec(
 ) -> Artifact:
     """Compile `spec` into the folder `out`, which appears whole or not at all.
 
-    Relative paths in the spec start at `spec_dir`. `force` replaces an earlier artifact at `out`, which
+    `force` replaces an earlier artifact at `out`, which
     stays until the new one is complete. `finish` callbacks get the unfinished folder before it is delivered.
     Killed at any instant, the same call goes on after the last finished stage. `InputError`: nothing was
     written. `GateFailed`: the artifact is in `rejected/` beside `out`.
@@ -75,14 +74,14 @@ def compile_spec(
     device = device or choose()
     progress = progress or Silent()
     with storage_refusals(out):
-        checkpoint = open_base(spec.base, spec_dir)
+        checkpoint = open_base(spec.base, spec.folder)
         plan = make_plan(spec, checkpoint, cache, device, passes)
         output = Output.claimed(out, force=force, base=checkpoint.root, needed_bytes=_bytes_of(checkpoint, plan))
         with output.building() as built:
             deltas, records = run_passes(spec, checkpoint, plan, cache, progress)
             report = link_checkpoint(checkpoint, plan, deltas, built, progress)
             write_provenance(built, spec, checkpoint, plan, deltas, records, report)
-            failed = prove(built, spec, checkpoint, spec_dir, device, cache, progress)
+            failed = prove(built, spec, checkpoint, device, cache, progress)
             for callback in finish:
                 callback(built)
             if failed:
@@ -177,7 +176,6 @@ def prove(
     built: Artifact,
     spec: EditSpec,
     checkpoint: Checkpoint,
-    spec_dir: Path,
     device: Device,
     cache: StageCache,
     progress: Progress,
@@ -185,7 +183,7 @@ def prove(
     """Let the gates measure the linked checkpoint; write gates.json; the ids of those that failed."""
     from compiler.gates import run_gates
 
-    report = run_gates(spec, checkpoint, built, spec_dir, device.open(), progress, cache)
+    report = run_gates(spec, checkpoint, built, device.open(), progress, cache)
     built.write(layout.GATES, report.as_dict())
     return [result.id for result in report.results if not result.passed]
 

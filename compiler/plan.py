@@ -13,7 +13,7 @@ from compiler.passes import EditPass, discover
 from compiler.provenance import published_spec
 from compiler.versions import library_versions
 from editspec.canonical import digest
-from editspec.errors import InputError
+from editspec.errors import listed, quoted
 
 if TYPE_CHECKING:
     from compiler.checkpoint import Checkpoint
@@ -135,7 +135,8 @@ def make_plan(
     """
     engines = discover() if passes is None else tuple(passes)
     groups = list(_groups(spec, engines))
-    _refuse(_misfits(spec, checkpoint, groups))
+    if misfits := _misfits(spec, checkpoint, groups):
+        raise spec.errors(misfits)
     gates = _planned_gates(spec)
     return Plan(
         name=spec.name,
@@ -162,8 +163,9 @@ def _groups(spec: EditSpec, engines: Sequence[EditPass]) -> Iterator[tuple[EditP
         if accepting:
             taken[position] = accepting[0]
         else:
-            problems.append((f"/edits/{position}/edit", _no_engine(spec, position, engines)))
-    _refuse(problems)
+            problems.append((f"/edits/{position}/edit", *_no_engine(spec, position, engines)))
+    if problems:
+        raise spec.errors(problems)
     for engine in sorted(engines, key=lambda engine: (engine.order, engine.name)):
         positions = tuple(position for position, chosen in taken.items() if chosen is engine)
         if engine.merges and positions:
@@ -172,11 +174,12 @@ def _groups(spec: EditSpec, engines: Sequence[EditPass]) -> Iterator[tuple[EditP
             yield from ((engine, (position,)) for position in positions)
 
 
-def _no_engine(spec: EditSpec, position: int, engines: Sequence[EditPass]) -> str:
-    document = spec.document["edits"][position]
-    wanted = "/".join(str(document[key]) for key in ("edit", "method") if document.get(key))
-    offered = ", ".join(sorted(engine.name for engine in engines)) or "none"
-    return f"edit '{spec.edits[position].id}': no engine compiles '{wanted}' in this version; there are {offered}"
+def _no_engine(spec: EditSpec, position: int, engines: Sequence[EditPass]) -> tuple[str, str]:
+    """Message and remedy for an edit that the language knows and this version cannot compile."""
+    edit = spec.edits[position]
+    names = sorted(engine.name for engine in engines)
+    message = f"edit {quoted(edit.id)}: this version has no engine for {quoted(f'{edit.edit}/{edit.method}')}"
+    return message, f"there {'is' if len(names) == 1 else 'are'} {listed(names) or 'none'}"
 
 
 def _misfits(
@@ -187,15 +190,6 @@ def _misfits(
         for engine, positions in groups
         for problem in engine.check(_chosen(spec, positions), spec, checkpoint)
     ]
-
-
-def _refuse(problems: Sequence[tuple[str, str]]) -> None:
-    """All problems in one error, each at its JSON pointer."""
-    if not problems:
-        return
-    first_pointer, first = problems[0]
-    rest = "".join(f"\n{pointer}: {message}" for pointer, message in problems[1:])
-    raise InputError(first_pointer, first + rest, "change or remove these edits")
 
 
 def _planned(

@@ -1,0 +1,72 @@
+"""`excise compile`: an edit spec in, a proven checkpoint out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from compiler.artifact import Artifact
+    from editspec import EditSpec
+
+
+@click.command(name="compile")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.option("--force", is_flag=True, help="Replace an earlier artifact at the output path.")
+@click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of the stage cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def compile_(spec: Path, output: Path, force: bool, device: str, cache: Path | None, as_json: bool) -> None:
+    """Compile SPEC into the folder OUTPUT: plain diffusers files, model card and provenance.
+
+    Run it again after an interruption: finished stages are taken from the cache. A failed gate exits with 3
+    and leaves the artifact in `rejected/` beside OUTPUT.
+    """
+    from editspec import load_spec
+
+    artifact = build(load_spec(spec), output, force=force, device=device, cache=cache)
+    if as_json:
+        click.echo(json.dumps(summary(artifact), indent=2, ensure_ascii=False))
+    else:
+        click.echo(str(artifact.folder))
+
+
+def build(
+    spec: EditSpec, output: Path, *, force: bool = False, device: str = "auto", cache: Path | None = None
+) -> Artifact:
+    """Compile with everything a published artifact has: model card and manifest."""
+    from compiler.cache import StageCache
+    from compiler.device import choose
+    from compiler.pipeline import compile_spec
+    from compiler.progress import for_terminal
+    from exporters.card import write_card
+    from registry.manifest import write_manifest
+
+    return compile_spec(
+        spec,
+        output,
+        cache=StageCache(cache),
+        device=choose(device),
+        progress=for_terminal(),
+        force=force,
+        finish=(write_card, write_manifest),
+    )
+
+
+def summary(artifact: Artifact) -> dict[str, object]:
+    """What was built, as JSON."""
+    from compiler.artifact import GATES, LOCK, PLAN
+
+    planned, lock = artifact.read(PLAN), artifact.read(LOCK)
+    return {
+        "artifact": str(artifact.folder),
+        "name": planned["name"],
+        "spec": lock["spec"],
+        "base": lock["base"]["digest"],
+        "passes": planned["passes"],
+        "gates": artifact.read(GATES)["gates"],
+    }

@@ -1,0 +1,94 @@
+"""`excise plan`: what a spec will do and cost, without loading a tensor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from compiler.plan import Plan
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of the stage cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(spec: Path, device: str, cache: Path | None, as_json: bool) -> None:
+    """Show the passes that compile SPEC: order, targets, cost on this device, and what the cache holds."""
+    from compiler.base import open_base
+    from compiler.cache import StageCache
+    from compiler.device import choose
+    from compiler.plan import make_plan
+    from editspec import load_spec
+
+    loaded = load_spec(spec)
+    checkpoint = open_base(loaded.base, loaded.folder)
+    made = make_plan(loaded, checkpoint, StageCache(cache), choose(device))
+    if as_json:
+        click.echo(json.dumps(made.outlook(), indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    print_plan(made, Console())
+
+
+def print_plan(made: Plan, console: Console) -> None:
+    """The plan as tables for people."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    device = made.device
+    place = f"{device.device_class}, {device.cores} cores" if device.kind == "cpu" else device.device_class
+    console.print(f"[bold]{escape(made.name)}[/bold] on {made.family} base {made.base_digest[:12]}, {escape(place)}")
+    passes = Table("pass", "edits", box=None, header_style="bold", pad_edge=False)
+    for head in ("tensors", "parameters", "evals", "time", "memory", "cache"):
+        passes.add_column(head, justify="right")
+    for planned in made.passes:
+        passes.add_row(
+            planned.edit_pass.name,
+            escape(", ".join(planned.ids)),
+            f"{len(planned.targets):,}",
+            shortened(planned.parameters),
+            f"{planned.evals:,}",
+            "-" if planned.cached else duration(planned.seconds),
+            f"{shortened(planned.memory_bytes)}B",
+            "there" if planned.cached else "no",
+        )
+    console.print(passes)
+    if made.gates:
+        gates = Table("gate", "kind", box=None, header_style="bold", pad_edge=False)
+        for head in ("limit", "confidence", "draws", "failures allowed", "evals"):
+            gates.add_column(head, justify="right")
+        for gate in made.gates:
+            allowed = "-" if gate.allowed is None else str(gate.allowed)
+            row = (f"{gate.limit:.3g}", f"{gate.gate.confidence:.3g}", f"{len(gate.trials):,}", allowed, f"{gate.evals:,}")
+            gates.add_row(escape(gate.id), gate.gate.gate, *row)
+        console.print()
+        console.print(gates)
+    else:
+        console.print("\nno gates: the result will carry no proof")
+    console.print(f"\n{made.evals:,} evals to do, about {duration(made.seconds)}, {shortened(made.memory_bytes)}B of memory")
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `42 s`, `7 min`, `3.5 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def shortened(count: float) -> str:
+    """`950`, `44.0 M`, `3.4 G`: thousands as letters."""
+    for letter in ("", " k", " M", " G"):
+        if count < 1000 or letter == " G":
+            return f"{count:.0f}{letter}" if not letter else f"{count:.1f}{letter}"
+        count /= 1000
+    raise AssertionError("unreachable")
