@@ -32,7 +32,7 @@ class Clip:
 
     @property
     def masks_padding(self) -> bool:
-        """Whether the stock pipeline hides padding from this encoder, as a few Stable Diffusion 2 bases ask."""
+        """Whether the stock pipeline hides padding from this encoder: a few bases ask for it."""
         return bool(getattr(self.model.config, "use_attention_mask", False)) and not self.penultimate
 
     def padded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,98 @@
+"""Neighbours of a concept: words of the tokenizer's own vocabulary that the text encoder places next to it.
+
+They are what an edit harms first (METHODS, section 2: erasing "car" hurts "tank"), so `preserve.auto` mines
+them and puts them into the keep columns or the keep term.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from compiler.text import TextEncoder
+
+TEMPLATE = "a {}"
+#: Byte-pair merges come in order of frequency: first words, at last mostly names and noise.
+_WORDS = 20_000
+_SHORTLIST = 128  # words that go through the encoder for each concept, at least; eight for each one wanted
+_WORD = re.compile(r"[a-z]*[aeiouy][a-z]*")
+#: Words that carry no concept of their own.
+_FUNCTION_WORDS = frozenset(
+    """
+    about above after all also among and any are because been before behind being below but can could
+    did does don down each for from had has have her here him his how into its just like more most near
+    not off one only other our out over own per she should some such than that the their them then there
+    these they this those too two under until very was were what when where which while who why will
+    with without would you your
+    """.split()  # noqa: SIM905 - a list of 80 quoted words reads worse
+)
+
+
+def vocabulary(text: TextEncoder) -> tuple[str, ...]:
+    """Whole words that the tokenizer knows as one token, most frequent first."""
+    tokens = sorted(text.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    words = (token.removesuffix("</w>") for token, _ in tokens if token.endswith("</w>"))
+    found = [
+        word for word in words if len(word) > 2 and _WORD.fullmatch(word) and word not in _FUNCTION_WORDS
+    ]
+    return tuple(found[:_WORDS])
+
+
+class Neighbourhood:
+    """Finds neighbours among `words`, by default the tokenizer's; remembers what it has encoded."""
+
+    def __init__(self, text: TextEncoder, words: Sequence[str] | None = None) -> None:
+        self.text = text
+        self.words = tuple(words) if words is not None else vocabulary(text)
+        self._finals: dict[str, Tensor] = {}
+
+    def neighbours(self, concept: str, k: int, exclude: Collection[str] = ()) -> list[tuple[str, float]]:
+        """The `k` words next to `concept`, nearest first, with the cosine of their final text embeddings.
+
+        Both stand in a neutral template ("a {}"). Leaves out the concept, everything in `exclude` (aliases,
+        whatever else the spec erases), and their plurals: to preserve "cars" would preserve "car".
+        """
+        banned = {form for name in (concept, *exclude) for form in _forms(name)}
+        words = [word for word in self.words if word not in banned]
+        if k <= 0 or not words:
+            return []
+        shortlist = self._shortlist(concept, words, max(_SHORTLIST, 8 * k))
+        self._encode([concept, *shortlist])
+        rows = torch.stack([self._finals[word] for word in shortlist])
+        cosines = torch.nn.functional.cosine_similarity(rows, self._finals[concept][None])
+        ranked = sorted(zip(shortlist, cosines.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
+        return ranked[:k]
+
+    def _shortlist(self, concept: str, words: Sequence[str], size: int) -> list[str]:
+        """The words whose input embeddings are nearest: encoding 20,000 words would take minutes."""
+        if len(words) <= size:
+            return list(words)
+        table = self.text.parts[-1].input_embeddings()
+        table = torch.nn.functional.normalize(table - table.mean(0), dim=-1)
+        ids = self.text.tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in words])
+        own = self.text.token_ids([concept])[0][1:-1]
+        nearness = (table[ids] @ table[own].T).amax(
+            1
+        )  # a neighbour of any token: "grumpy cat" has cats beside it
+        return [words[index] for index in nearness.topk(size).indices.tolist()]
+
+    def _encode(self, names: Sequence[str]) -> None:
+        new = [name for name in dict.fromkeys(names) if name not in self._finals]
+        rows = self.text.encode_tokens([TEMPLATE.format(name) for name in new])
+        self._finals |= {name: row[-1] for name, row in zip(new, rows, strict=True)}
+
+
+def neighbours(
+    text: TextEncoder, concept: str, k: int, exclude: Collection[str] = (), words: Sequence[str] | None = None
+) -> list[tuple[str, float]]:
+    """`Neighbourhood.neighbours` for a single concept."""
+    return Neighbourhood(text, words).neighbours(concept, k, exclude)
+
+
+def _forms(name: str) -> set[str]:
+    """A name, its plural and its singular, in the tokenizer's lower case."""
+    name = " ".join(name.lower().split())
+    return {name, f"{name}s", f"{name}es", name.removesuffix("s"), name.removesuffix("es")}
