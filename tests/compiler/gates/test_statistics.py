@@ -6,10 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from compiler.gates import statistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+
+from compiler.gates import statistics
 
 TABLE = {  # trials that certify "failure < rate" at 95 % when at most k failures are allowed
     0.05: {0: 59, 1: 93, 2: 124, 3: 153, 5: 208, 10: 336},
@@ -69,9 +70,7 @@ def test_the_binomial_sum_agrees_with_scipy(count, p):
 @given(st.integers(1, 60), st.floats(0.01, 0.99), confidences)
 def test_the_upper_bound_covers_at_least_as_often_as_it_says(n, rate, confidence):
     covered = sum(
-        stats.binom.pmf(k, n, rate)
-        for k in range(n + 1)
-        if statistics.upper_bound(k, n, confidence) >= rate
+        stats.binom.pmf(k, n, rate) for k in range(n + 1) if statistics.upper_bound(k, n, confidence) >= rate
     )
     assert covered >= confidence - 1e-9
 
@@ -122,7 +121,8 @@ def test_the_paired_bound_is_the_root_of_tangos_score_statistic():
     delta = statistics.paired_loss(lost, gained, n, 0.95).upper
 
     def log_likelihood(q):
-        return lost * math.log(q + delta) + gained * math.log(q) + (n - lost - gained) * math.log(1 - 2 * q - delta)
+        same = (n - lost - gained) * math.log(1 - 2 * q - delta)
+        return lost * math.log(q + delta) + gained * math.log(q) + same
 
     grid = np.linspace(1e-6, (1 - delta) / 2 - 1e-6, 400_001)
     q = grid[np.argmax([log_likelihood(q) for q in grid[::400]]) * 400]
@@ -174,7 +174,8 @@ def test_the_bootstrap_of_a_ratio_covers_and_repeats():
         below = rng.uniform(0.5, 1.5, 60)
         above = 0.4 * below + rng.normal(0, 0.1, 60)
         names = [str(i) for i in range(60)]
-        covered.append(statistics.bootstrap_ratio(above, below, names, resamples=1000, seed=trial).upper >= 0.4)
+        bounds = statistics.bootstrap_ratio(above, below, names, resamples=1000, seed=trial)
+        covered.append(bounds.upper >= 0.4)
     assert 0.9 < np.mean(covered) < 0.99
     twice = [statistics.bootstrap_ratio(above, below, names, resamples=500, seed=3) for _ in range(2)]
     assert twice[0] == twice[1]
