@@ -25,6 +25,7 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 
 MODEL_INDEX = "model_index.json"
 UNET = "unet"
+EDITABLE = ("F16", "BF16", "F32", "F64")  # number formats of a U-Net that an edit can be folded into
 
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _DIFFUSERS_STEM = "diffusion_pytorch_model"
@@ -258,9 +259,13 @@ def _number(root: Path, config: Mapping[str, Any], component: str, key: str) -> 
 
 
 def _require_listening(root: Path, config: Mapping[str, Any], unet: Weights) -> None:
-    """The U-Net's weights agree with its configuration where edits touch them."""
+    """The U-Net's weights can be edited, and agree with its configuration where text comes in."""
     listens = config["cross_attention_dim"]
     widths = set(listens) if isinstance(listens, list) else {listens}
+    for entry in unet.entries.values():
+        if entry.dtype not in EDITABLE:
+            what = f"keeps {entry.name} as {entry.dtype}, which holds no edit"
+            _refuse(entry.file, what, f"take a base in one of {', '.join(EDITABLE)}")
     keys = [entry for name, entry in unet.entries.items() if name.endswith("attn2.to_k.weight")]
     if not keys:
         _refuse(root / UNET, "has no cross-attention (no attn2.to_k.weight)", "is this really a U-Net?")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from compiler.file_copy import opened, read_exactly
 from editspec.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,23 +105,9 @@ def read_tensor(entry: TensorEntry) -> torch.Tensor:
     if entry.parameters == 0:
         return torch.empty(entry.shape, dtype=dtype)
     data = bytearray(entry.stop - entry.start)
-    try:
-        with entry.file.open("rb", buffering=0) as file:
-            file.seek(entry.start)
-            read_exactly(file.fileno(), memoryview(data), entry.file)
-    except OSError as error:
-        raise InputError(str(entry.file), f"cannot be read: {error.strerror}") from error
+    with opened(entry.file) as file:
+        read_exactly(file, memoryview(data), entry.start, entry.file)
     return torch.frombuffer(data, dtype=dtype).reshape(entry.shape)
-
-
-def read_exactly(handle: int, buffer: memoryview, path: Path) -> None:
-    """Fill `buffer` from the open file `handle`; raises `InputError` naming `path` where it ends early."""
-    done = 0
-    while done < len(buffer):
-        got = os.readv(handle, [buffer[done:]])
-        if got == 0:
-            _refuse(path, "became shorter while it was read", "leave the base alone while compiling")
-        done += got
 
 
 def _read(path: Path) -> tuple[dict[str, TensorEntry], int, dict[str, str]]:

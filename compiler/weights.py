@@ -25,8 +25,12 @@ _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,250}\.safetensors")
 
 @dataclass(frozen=True)
 class Weights:
-    """One component's tensors. `files` hold them, in order; `index` is the shards' index, or None."""
+    """One component's tensors. `files` hold them, in order; `index` is the shards' index, or None.
 
+    `stem` begins the files' names: diffusion_pytorch_model or model.
+    """
+
+    stem: str
     entries: Mapping[str, TensorEntry]
     files: tuple[Path, ...]
     index: Path | None = None
@@ -53,9 +57,9 @@ class Weights:
             if single.is_file() and index.is_file():
                 _refuse(folder, f"holds both {single.name} and {index.name}", "keep the one that counts")
             if single.is_file():
-                return cls(read_header(single)[0], (single,))
+                return cls(stem, read_header(single)[0], (single,))
             if index.is_file():
-                return _open_shards(index)
+                return _open_shards(stem, index)
         return _refuse_missing(folder, stem, variant)
 
 
@@ -69,7 +73,7 @@ def index_name(stem: str, variant: str | None) -> str:
     return f"{stem}.safetensors.index.{variant}.json" if variant else f"{stem}.safetensors.index.json"
 
 
-def _open_shards(index: Path) -> Weights:
+def _open_shards(stem: str, index: Path) -> Weights:
     """Index and shards must agree exactly: diffusers lets a tensor in the wrong shard override the right."""
     weight_map = _weight_map(index)
     shards = sorted(set(weight_map.values()))
@@ -87,7 +91,7 @@ def _open_shards(index: Path) -> Weights:
     if absent := weight_map.keys() - entries.keys():
         name = min(absent)
         _refuse(index, f"lists the tensor {name}, which {weight_map[name]} lacks", "fetch the files again")
-    return Weights(entries, tuple(index.parent / shard for shard in shards), index)
+    return Weights(stem, entries, tuple(index.parent / shard for shard in shards), index)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
