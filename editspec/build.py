@@ -68,7 +68,9 @@ def _base(document: dict[str, Any]) -> PathBase | HubBase:
 
 def _evaluator(document: dict[str, Any]) -> EvaluatorRef:
     model = document["model"]
-    return _made(EvaluatorRef, {**document, "model": model if isinstance(model, str) else _made(HubModel, model)})
+    return _made(
+        EvaluatorRef, {**document, "model": model if isinstance(model, str) else _made(HubModel, model)}
+    )
 
 
 def _phrase(document: dict[str, Any]) -> Phrase:

@@ -36,7 +36,11 @@ def _written(value: Any) -> str:
     if isinstance(value, dict):
         # RFC 8785 3.2.3 sorts keys by UTF-16 code units, which is not the order of code points
         keys = sorted(value, key=lambda key: key.encode("utf-16-be"))
-        return "{" + ",".join(f"{json.dumps(key, ensure_ascii=False)}:{_written(value[key])}" for key in keys) + "}"
+        return (
+            "{"
+            + ",".join(f"{json.dumps(key, ensure_ascii=False)}:{_written(value[key])}" for key in keys)
+            + "}"
+        )
     raise ValueError(f"{type(value).__name__} has no JSON form")
 
 

@@ -69,7 +69,9 @@ def _complete_edit(edit: dict[str, Any], number: int) -> None:
         edit["id"] = f"{kind}-{slug(words[0]) if words else ''}".rstrip("-")[:64]
         if edit["id"] == kind:
             edit["id"] = f"{kind}-{number}"
-    takes_templates = (kind == "erase" and edit["method"] == "closed-form") or (kind == "ablate" and edit["kind"] != "image")
+    takes_templates = (kind == "erase" and edit["method"] == "closed-form") or (
+        kind == "ablate" and edit["kind"] != "image"
+    )
     if takes_templates:
         edit.setdefault("templates", list(TEMPLATES[edit["kind"]]))
     if kind == "guide" and edit["method"] == "sld":
@@ -82,7 +84,9 @@ def _complete_gate(gate: dict[str, Any], spec: dict[str, Any]) -> None:
     concept = gate.get("concept")
     gate.setdefault("id", (f"{name}-{slug(concept)}" if concept else name).rstrip("-")[:64])
     if "kind" not in gate:
-        kinds = [e.get("kind") for e in spec["edits"] if concept and plain(concept) in map(plain, words_of(e))]
+        kinds = [
+            e.get("kind") for e in spec["edits"] if concept and plain(concept) in map(plain, words_of(e))
+        ]
         gate["kind"] = next((kind for kind in kinds if kind in TEMPLATES), "object")
     if name in ("preserved", "drift"):
         gate.setdefault("concepts", list(spec["preserve"]["concepts"]))

@@ -94,7 +94,9 @@ class SpecErrors(InputError):
 def printable(text: str) -> str:
     """Text that cannot drive a terminal: control and direction characters become visible marks."""
     return "".join(
-        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else "\N{REPLACEMENT CHARACTER}"
+        c
+        if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else "\N{REPLACEMENT CHARACTER}"
         for c in text
     )
 

@@ -74,7 +74,9 @@ class EvaluatorRef:
 
     id: str
     model: str | HubModel
-    adapter: Literal["image-classification", "zero-shot-image-classification", "onnx-detector"] = "image-classification"
+    adapter: Literal["image-classification", "zero-shot-image-classification", "onnx-detector"] = (
+        "image-classification"
+    )
     labels: dict[str, str] = field(default_factory=dict, hash=False)
     threshold: float = 0.5
 
@@ -123,7 +125,11 @@ class EditSpec:
 
     def pointer(self, part: Edit | Gate) -> str:
         """The JSON pointer of an edit or gate of this spec."""
-        return f"/gates/{self.gates.index(part)}" if isinstance(part, Gate) else f"/edits/{self.edits.index(part)}"
+        return (
+            f"/gates/{self.gates.index(part)}"
+            if isinstance(part, Gate)
+            else f"/edits/{self.edits.index(part)}"
+        )
 
     def errors(self, findings: Iterable[tuple[str, str] | tuple[str, str, str]]) -> SpecErrors:
         """Findings (pointer, message[, remedy]) that needed more than the text, shown at their place in it."""

@@ -80,7 +80,9 @@ class _Scanner:
         self.result.value = self.value("", 0)
         self.space()
         if self.at < len(self.text):
-            self.stop("", "text after the end of the JSON value", "a file holds one value; check the braces above")
+            self.stop(
+                "", "text after the end of the JSON value", "a file holds one value; check the braces above"
+            )
 
     def value(self, pointer: str, depth: int) -> Any:
         start = self.at
@@ -115,7 +117,12 @@ class _Scanner:
             place = child(pointer, key)
             if key in found:
                 first = self.text.count("\n", 0, self.result.keys[place].start) + 1
-                self.flaw(Span(start, self.at), place, f"key '{key}' is here twice", f"it is first on line {first}; keep one")
+                self.flaw(
+                    Span(start, self.at),
+                    place,
+                    f"key '{key}' is here twice",
+                    f"it is first on line {first}; keep one",
+                )
             self.result.keys.setdefault(place, Span(start, self.at))
             self.space()
             if not self.take(":"):
@@ -164,7 +171,11 @@ class _Scanner:
                 self.at = opened
                 self.stop(pointer, "this string is never closed", 'a string ends with " on the same line')
             else:
-                self.stop(pointer, f"control character U+{ord(here):04X} in a string", f"write it as \\u{ord(here):04x}")
+                self.stop(
+                    pointer,
+                    f"control character U+{ord(here):04X} in a string",
+                    f"write it as \\u{ord(here):04x}",
+                )
 
     def escape(self, pointer: str) -> str:
         letter = self.text[self.at + 1 : self.at + 2]
@@ -172,7 +183,9 @@ class _Scanner:
             self.at += 2
             return _ESCAPES[letter]
         if letter != "u":
-            self.stop(pointer, f"no escape '\\{letter}' in JSON", "a backslash itself is written \\\\", width=2)
+            self.stop(
+                pointer, f"no escape '\\{letter}' in JSON", "a backslash itself is written \\\\", width=2
+            )
         high = self.code_unit(pointer)
         if 0xD800 <= high <= 0xDBFF and self.text.startswith("\\u", self.at):
             low = self.code_unit(pointer)
@@ -197,7 +210,12 @@ class _Scanner:
         rough = _NUMBERISH.match(self.text, start)
         if match is None or (rough is not None and rough.end() > match.end()):
             written = rough.group() if rough else "-"
-            self.stop(pointer, f"'{written[:40]}' is no JSON number", "digits, with no leading zero, plus sign or underscore", len(written))
+            self.stop(
+                pointer,
+                f"'{written[:40]}' is no JSON number",
+                "digits, with no leading zero, plus sign or underscore",
+                len(written),
+            )
         self.at = match.end()
         written = match.group()
         if len(written) > 400:
@@ -229,7 +247,12 @@ class _Scanner:
         elif written == "None":
             remedy = "write null, or leave the key out"
         elif written.lower() in ("nan", "infinity", "-infinity"):
-            self.flaw(Span(self.at, word.end()), pointer, f"{written} is no JSON number", "every number in a spec is finite")
+            self.flaw(
+                Span(self.at, word.end()),
+                pointer,
+                f"{written} is no JSON number",
+                "every number in a spec is finite",
+            )
             self.at = word.end()
             return None
         else:
@@ -239,7 +262,12 @@ class _Scanner:
     def expected_key(self, pointer: str, opened: int) -> NoReturn:
         word = _WORD.match(self.text, self.at)
         if word is not None:
-            self.stop(pointer, f"the key {word.group()[:40]} takes double quotes", f'write "{word.group()[:40]}"', len(word.group()))
+            self.stop(
+                pointer,
+                f"the key {word.group()[:40]} takes double quotes",
+                f'write "{word.group()[:40]}"',
+                len(word.group()),
+            )
         if self.text.startswith("'", self.at):
             self.stop(pointer, "keys take double quotes in JSON", "replace ' with \"")
         self.unclosed(pointer, opened, "}")
@@ -258,11 +286,17 @@ class _Scanner:
     def unclosed(self, pointer: str, opened: int, closer: str) -> None:
         if self.at >= len(self.text):
             self.at = opened
-            self.stop(pointer, f"this '{self.text[opened]}' is never closed", f"the file ends before its '{closer}'")
+            self.stop(
+                pointer, f"this '{self.text[opened]}' is never closed", f"the file ends before its '{closer}'"
+            )
 
     def trailing_comma(self, pointer: str) -> NoReturn:
         self.at = self.text.rindex(",", 0, self.at)
-        self.stop(pointer, "a comma before the closing bracket", "JSON takes no comma after the last item; remove it")
+        self.stop(
+            pointer,
+            "a comma before the closing bracket",
+            "JSON takes no comma after the last item; remove it",
+        )
 
     def comment(self, pointer: str) -> NoReturn:
         self.stop(pointer, "JSON has no comments", "remove it; a name or an id can say what a part is for")

@@ -82,7 +82,10 @@ def _choice(key: str, definitions: dict[str, str], description: str) -> JsonSche
         "required": [key],
         "properties": {key: {"enum": list(definitions), "description": description}},
         "allOf": [
-            {"if": {"required": [key], "properties": {key: {"const": value}}}, "then": {"$ref": f"#/$defs/{name}"}}
+            {
+                "if": {"required": [key], "properties": {key: {"const": value}}},
+                "then": {"$ref": f"#/$defs/{name}"},
+            }
             for value, name in definitions.items()
         ],
     }

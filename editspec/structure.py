@@ -85,19 +85,27 @@ def _unknown_keys(source: Source, pointer: str, error: Any) -> Iterator[Diagnost
         else:
             guess = closest(key, free)
             remedy = f"did you mean {quoted(guess)}?" if guess else did_you_mean(key, known, "the keys here")
-        yield source.diagnostic(child(pointer, key), f"unknown key {quoted(key)}{_in_what(error.instance)}", remedy, key=True)
+        yield source.diagnostic(
+            child(pointer, key), f"unknown key {quoted(key)}{_in_what(error.instance)}", remedy, key=True
+        )
 
 
 def _missing_keys(source: Source, pointer: str, error: Any) -> Iterator[Diagnostic]:
     # jsonschema reports each missing key on its own and names it only in its message
-    key = next(k for k in error.validator_value if k not in error.instance and error.message.startswith(repr(k)))
+    key = next(
+        k for k in error.validator_value if k not in error.instance and error.message.startswith(repr(k))
+    )
     known = _known_keys(error)
     stray = [k for k in error.instance if k not in known]
     if stray and any(closest(k, [n for n in known if n not in error.instance]) == key for k in stray):
         return  # the unknown key next to it already asks "did you mean"
     remedy = _HOW_TO_GIVE.get(key, "")
-    description = next((p.get("description") for p in applicable(known.get(key, {}), None) if "description" in p), "")
-    yield source.diagnostic(pointer, f"{quoted(key)} is missing{_in_what(error.instance)}", remedy or description)
+    description = next(
+        (p.get("description") for p in applicable(known.get(key, {}), None) if "description" in p), ""
+    )
+    yield source.diagnostic(
+        pointer, f"{quoted(key)} is missing{_in_what(error.instance)}", remedy or description
+    )
 
 
 _HOW_TO_GIVE = {
@@ -127,7 +135,9 @@ def _wrong_type(source: Source, pointer: str, error: Any) -> Iterator[Diagnostic
         remedy = f'write {{"path": {json.dumps(value, ensure_ascii=False)[:60]}}}'
     elif value is None:
         remedy = "leave the key out to get its default"
-    yield source.diagnostic(pointer, f"expected {listed([_TYPES[w] for w in wanted], 'or')}, got {got}", remedy)
+    yield source.diagnostic(
+        pointer, f"expected {listed([_TYPES[w] for w in wanted], 'or')}, got {got}", remedy
+    )
 
 
 def _not_on_offer(source: Source, pointer: str, error: Any) -> Iterator[Diagnostic]:
@@ -136,7 +146,9 @@ def _not_on_offer(source: Source, pointer: str, error: Any) -> Iterator[Diagnost
     noun = {"edit": "kind of edit", "gate": "gate"}.get(key, key)
     value = error.instance
     if not isinstance(value, str):
-        yield source.diagnostic(pointer, f"expected one of {listed(map(quoted, offered), 'or')}, got {_named(value)}")
+        yield source.diagnostic(
+            pointer, f"expected one of {listed(map(quoted, offered), 'or')}, got {_named(value)}"
+        )
         return
     guess = closest(value, offered)
     there = f"there {'are' if len(offered) > 1 else 'is'} {listed(map(quoted, offered))}"
@@ -147,7 +159,9 @@ def _not_on_offer(source: Source, pointer: str, error: Any) -> Iterator[Diagnost
 def _wrong_constant(source: Source, pointer: str, error: Any) -> Iterator[Diagnostic]:
     shown = json.dumps(error.validator_value)
     yield source.diagnostic(
-        pointer, f"this is version {shown} of the language, not {json.dumps(error.instance)[:40]}", f"write {shown}"
+        pointer,
+        f"this is version {shown} of the language, not {json.dumps(error.instance)[:40]}",
+        f"write {shown}",
     )
 
 
@@ -164,7 +178,9 @@ def _bad_pattern(source: Source, pointer: str, error: Any) -> Iterator[Diagnosti
         remedy = f"write {quoted(value.strip())}"
     elif key == "license" and value.lower() != value:
         remedy = f"write {quoted(value.lower())}"
-    yield source.diagnostic(pointer, says or f"{quoted(value)} does not match {error.validator_value}", remedy)
+    yield source.diagnostic(
+        pointer, says or f"{quoted(value)} does not match {error.validator_value}", remedy
+    )
 
 
 def _out_of_range(source: Source, pointer: str, error: Any) -> Iterator[Diagnostic]:
@@ -179,7 +195,11 @@ def _out_of_range(source: Source, pointer: str, error: Any) -> Iterator[Diagnost
     if key in ("max_rate", "max_loss", "confidence") and 1 <= error.instance <= 100:
         remedy = f"it is a fraction: {error.instance} % is {error.instance / 100:g}"
     subject = "this" if key.isdigit() else quoted(key)
-    yield source.diagnostic(pointer, f"{subject} must be {relation} {_named(error.validator_value)}, not {_named(error.instance)}", remedy)
+    yield source.diagnostic(
+        pointer,
+        f"{subject} must be {relation} {_named(error.validator_value)}, not {_named(error.instance)}",
+        remedy,
+    )
 
 
 def _too_few_or_many(source: Source, pointer: str, error: Any) -> Iterator[Diagnostic]:
@@ -188,7 +208,9 @@ def _too_few_or_many(source: Source, pointer: str, error: Any) -> Iterator[Diagn
     count = len(error.instance)
     if error.validator.startswith("min"):
         what = "this is empty" if count == 0 else f"this has {count} {things}"
-        yield source.diagnostic(pointer, f"{what}; at least {limit} {things if limit > 1 else things[:-1]} needed")
+        yield source.diagnostic(
+            pointer, f"{what}; at least {limit} {things if limit > 1 else things[:-1]} needed"
+        )
     else:
         yield source.diagnostic(pointer, f"this has {count} {things}; at most {limit} are taken")
 
@@ -197,7 +219,9 @@ def _repeated(source: Source, pointer: str, error: Any) -> Iterator[Diagnostic]:
     seen: list[Any] = []
     for index, item in enumerate(error.instance):
         if item in seen:
-            yield source.diagnostic(child(pointer, index), f"{json.dumps(item, ensure_ascii=False)[:60]} is in this list twice")
+            yield source.diagnostic(
+                child(pointer, index), f"{json.dumps(item, ensure_ascii=False)[:60]} is in this list twice"
+            )
         seen.append(item)
 
 
@@ -206,9 +230,13 @@ def _alternatives(source: Source, pointer: str, error: Any) -> Iterator[Diagnost
     keys = [option["required"][0] for option in error.validator_value]
     present = [key for key in keys if key in error.instance]
     if present:
-        yield source.diagnostic(pointer, f"{listed(map(quoted, present))} exclude each other", "give one of them")
+        yield source.diagnostic(
+            pointer, f"{listed(map(quoted, present))} exclude each other", "give one of them"
+        )
     else:
-        yield source.diagnostic(pointer, f"{listed(map(quoted, keys), 'or')} is missing{_in_what(error.instance)}")
+        yield source.diagnostic(
+            pointer, f"{listed(map(quoted, keys), 'or')} is missing{_in_what(error.instance)}"
+        )
 
 
 _EXPLANATIONS: dict[str, Any] = {
@@ -245,8 +273,12 @@ def _other_owner(key: str, instance: dict[str, Any]) -> str:
         return ""
     rule = definitions[kind]["properties"][chooser]
     owners = [
-        option for option in rule["enum"]
-        if any(key in part.get("properties", {}) for part in applicable(definitions[kind], {**instance, chooser: option}))
+        option
+        for option in rule["enum"]
+        if any(
+            key in part.get("properties", {})
+            for part in applicable(definitions[kind], {**instance, chooser: option})
+        )
     ]
     if not owners:
         return ""

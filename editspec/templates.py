@@ -11,7 +11,13 @@ Kind = Literal["object", "style", "content"]
 TEMPLATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "object": ("a {}", "a photo of a {}", "a picture of a {}", "a drawing of a {}", "an image of a {}"),
-        "style": ("a {} drawing", "a picture in {} style", "a drawing in {} style", "a photo in {} style", "{} style"),
+        "style": (
+            "a {} drawing",
+            "a picture in {} style",
+            "a drawing in {} style",
+            "a photo in {} style",
+            "{} style",
+        ),
         "content": ("{}", "a picture with {}", "a photo with {}", "a scene with {}", "a drawing with {}"),
     }
 )

@@ -18,9 +18,17 @@ def nothing_is_edited_twice(spec: Document) -> Iterator[Finding]:
         for place, word in own_words(pointer, edit):
             for other, written, where in seen.get(plain(word), []):
                 if edit_of(where) == pointer:
-                    yield place, f"{quoted(word)} is in this edit already, as {quoted(written)}", "name it once"
+                    yield (
+                        place,
+                        f"{quoted(word)} is in this edit already, as {quoted(written)}",
+                        "name it once",
+                    )
                 elif other == method:
-                    yield place, f"{quoted(word)} is already edited in the same way at {where}", "drop one of the two"
+                    yield (
+                        place,
+                        f"{quoted(word)} is already edited in the same way at {where}",
+                        "drop one of the two",
+                    )
                 elif "ablate" in (other, method) and not scope:
                     yield (
                         place,
@@ -40,7 +48,11 @@ def nothing_removed_is_kept(spec: Document) -> Iterator[Finding]:
     for place, word, role in _wanted(spec):
         taker = gone.get(plain(word))
         if taker is not None and place != f"{edit_of(taker)}/anchor":
-            yield place, f"{quoted(word)} is {role}, but {edit_of(taker)} removes it", f"take it out here or at {taker}"
+            yield (
+                place,
+                f"{quoted(word)} is {role}, but {edit_of(taker)} removes it",
+                f"take it out here or at {taker}",
+            )
 
 
 def phrases_use_what_is_there(spec: Document) -> Iterator[Finding]:
@@ -51,7 +63,11 @@ def phrases_use_what_is_there(spec: Document) -> Iterator[Finding]:
         seen: dict[str, int] = {}
         for index, phrase in enumerate(edit["phrases"]):
             if seen.setdefault(plain(phrase["text"]), index) != index:
-                yield f"{pointer}/phrases/{index}/text", f"phrase {quoted(phrase['text'])} is here twice", "name it once"
+                yield (
+                    f"{pointer}/phrases/{index}/text",
+                    f"phrase {quoted(phrase['text'])} is here twice",
+                    "name it once",
+                )
             use = phrase.get("use")
             if use is None or use in usable:
                 continue
@@ -61,7 +77,11 @@ def phrases_use_what_is_there(spec: Document) -> Iterator[Finding]:
                 else f"no edit has the id {quoted(use)}"
             )
             remedy = did_you_mean(use, usable, "edits that a phrase can use")
-            yield f"{pointer}/phrases/{index}/use", what, remedy or "add the shift, guide or balance edit it stands for"
+            yield (
+                f"{pointer}/phrases/{index}/use",
+                what,
+                remedy or "add the shift, guide or balance edit it stands for",
+            )
 
 
 def _wanted(spec: Document) -> Iterator[tuple[str, str, str]]:
@@ -80,9 +100,17 @@ def _wanted(spec: Document) -> Iterator[tuple[str, str, str]]:
         for index, entry in enumerate(edit.get("toward", [])):
             yield f"{pointer}/toward/{index}", concept_of(entry), "guided to"
         for index, group in enumerate(edit.get("groups", [])):
-            words = [(f"/{index}", group)] if isinstance(group, str) else [(f"/{index}/{j}", w) for j, w in enumerate(group)]
+            words = (
+                [(f"/{index}", group)]
+                if isinstance(group, str)
+                else [(f"/{index}/{j}", w) for j, w in enumerate(group)]
+            )
             yield from ((f"{pointer}/groups{place}", word, "a group to balance") for place, word in words)
     for index, gate in enumerate(spec["gates"]):
         for number, word in enumerate(gate.get("concepts", [])):
             if plain(word) not in preserved:  # a gate's default is what the spec preserves, judged above
-                yield f"/gates/{index}/concepts/{number}", word, f"to stay as it was by gate {quoted(gate['gate'])}"
+                yield (
+                    f"/gates/{index}/concepts/{number}",
+                    word,
+                    f"to stay as it was by gate {quoted(gate['gate'])}",
+                )

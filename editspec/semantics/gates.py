@@ -29,7 +29,11 @@ def gates_judge_what_is_edited(spec: Document) -> Iterator[Finding]:
                 "give it 'concepts', or the spec a 'preserve' with 'concepts'",
             )
         if gate["gate"] == "neighbours" and not gate.get("concepts") and not words:
-            yield f"/gates/{index}", "gate 'neighbours' has nothing to judge: no edit removes a concept", "give it 'concepts'"
+            yield (
+                f"/gates/{index}",
+                "gate 'neighbours' has nothing to judge: no edit removes a concept",
+                "give it 'concepts'",
+            )
 
 
 def implicit_prompts_do_not_name_the_concept(spec: Document) -> Iterator[Finding]:

@@ -23,7 +23,11 @@ def anchors_do_not_name_the_concept(spec: Document) -> Iterator[Finding]:
                 f"an anchor is what should be there instead, usually something wider{empty}",
             )
         if "from" in edit and plain(edit["from"]) in map(plain, words_of(edit)):
-            yield f"{pointer}/from", f"{quoted(edit['from'])} cannot be erased from itself", "leave 'from' out"
+            yield (
+                f"{pointer}/from",
+                f"{quoted(edit['from'])} cannot be erased from itself",
+                "leave 'from' out",
+            )
 
 
 def directions_lead_somewhere(spec: Document) -> Iterator[Finding]:
@@ -39,7 +43,11 @@ def directions_lead_somewhere(spec: Document) -> Iterator[Finding]:
                 "add 'base_prompt' (where it starts) or 'negative_prompt' (what it leads away from)",
             )
         elif negative is None and plain(base or "") == plain(direction["prompt"]):
-            yield f"{pointer}/base_prompt", "this direction ends where it starts", "let the two prompts differ"
+            yield (
+                f"{pointer}/base_prompt",
+                "this direction ends where it starts",
+                "let the two prompts differ",
+            )
         elif negative is not None and names(direction["prompt"], negative):
             yield (
                 f"{pointer}/negative_prompt",
@@ -48,7 +56,11 @@ def directions_lead_somewhere(spec: Document) -> Iterator[Finding]:
             )
     for pointer, edit in edits(spec, "shift"):
         if edit["strength"] == 0:
-            yield f"{pointer}/strength", "strength 0 changes nothing", "give another strength, or drop the edit"
+            yield (
+                f"{pointer}/strength",
+                "strength 0 changes nothing",
+                "give another strength, or drop the edit",
+            )
 
 
 def guidance_does_not_pull_both_ways(spec: Document) -> Iterator[Finding]:
@@ -64,9 +76,15 @@ def guidance_does_not_pull_both_ways(spec: Document) -> Iterator[Finding]:
                 )
         steps, begins = edit["sampling_steps"], edit.get("warmup", 0)
         if begins >= steps:
-            yield f"{pointer}/warmup", f"the guidance never begins: warm-up {begins} of {steps} sampling steps"
+            yield (
+                f"{pointer}/warmup",
+                f"the guidance never begins: warm-up {begins} of {steps} sampling steps",
+            )
         elif edit.get("cooldown", math.inf) <= begins:
-            yield f"{pointer}/cooldown", f"the guidance ends at step {edit['cooldown']}, before it begins at {begins}"
+            yield (
+                f"{pointer}/cooldown",
+                f"the guidance ends at step {edit['cooldown']}, before it begins at {begins}",
+            )
 
 
 def balances_add_up(spec: Document) -> Iterator[Finding]:
@@ -80,9 +98,17 @@ def balances_add_up(spec: Document) -> Iterator[Finding]:
             yield from _groups(pointer, groups if nested[0] else [groups], edit.get("shares"))
         templated = ["{}" in prompt for prompt in edit["prompts"]]
         if any(templated) and not edit["professions"]:
-            yield f"{pointer}/prompts/{templated.index(True)}", "nothing fills the {} of this prompt", "add 'professions': [...]"
+            yield (
+                f"{pointer}/prompts/{templated.index(True)}",
+                "nothing fills the {} of this prompt",
+                "add 'professions': [...]",
+            )
         if edit["professions"] and not any(templated):
-            yield f"{pointer}/professions", "no prompt has a {} for the professions", "write for example 'a photo of a {}'"
+            yield (
+                f"{pointer}/professions",
+                "no prompt has a {} for the professions",
+                "write for example 'a photo of a {}'",
+            )
 
 
 def _groups(pointer: str, attributes: list[list[str]], shares: list[float] | None) -> Iterator[Finding]:
@@ -96,6 +122,10 @@ def _groups(pointer: str, attributes: list[list[str]], shares: list[float] | Non
     if len(attributes) > 1:
         yield f"{pointer}/shares", "shares are for a single attribute; several are balanced to equal shares"
     elif len(shares) != len(attributes[0]):
-        yield f"{pointer}/shares", f"{len(shares)} shares for {len(attributes[0])} groups", "one share for each group"
+        yield (
+            f"{pointer}/shares",
+            f"{len(shares)} shares for {len(attributes[0])} groups",
+            "one share for each group",
+        )
     elif not math.isclose(sum(shares), 1, abs_tol=1e-6):
         yield f"{pointer}/shares", f"the shares add up to {sum(shares):g}, not 1"

@@ -15,7 +15,9 @@ def ids_are_unique(spec: Document) -> Iterator[Finding]:
     for part in ("edits", "gates", "evaluators"):
         seen: dict[str, int] = {}
         for index, entry in enumerate(spec[part]):
-            first = seen.setdefault(entry["id"].casefold(), index)  # ids become file names; not all disks know case
+            first = seen.setdefault(
+                entry["id"].casefold(), index
+            )  # ids become file names; not all disks know case
             if first != index:
                 yield (
                     f"/{part}/{index}/id",
@@ -44,4 +46,8 @@ def other_licences_are_named(spec: Document) -> Iterator[Finding]:
         if publish.get("license") == "other" and key not in publish:
             yield "/publish/license", f"licence 'other' needs {quoted(key)}"
         elif publish.get("license") != "other" and key in publish:
-            yield f"/publish/{key}", f"{quoted(key)} goes with licence 'other' only", 'write "license": "other", or drop it'
+            yield (
+                f"/publish/{key}",
+                f"{quoted(key)} goes with licence 'other' only",
+                'write "license": "other", or drop it',
+            )
