@@ -59,8 +59,8 @@ def encode_positions(
             groups[key].append(prompt)
     found: dict[tuple[str, tuple[int, ...]], Tensor] = {}
     for (length, seen), members in sorted(groups.items()):
-        rows = _condensed(text, members, length, seen)
-        found |= {(prompt, seen): row for prompt, row in zip(members, rows, strict=True)}
+        states = _condensed(text, members, length, seen)
+        found |= {(prompt, seen): row for prompt, row in zip(members, states, strict=True)}
     result = []
     for prompt, (_, seen), wanted in zip(prompts, keys, positions, strict=True):
         at = {position: index for index, position in enumerate(seen)}

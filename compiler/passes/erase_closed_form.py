@@ -1,0 +1,159 @@
+"""Erase in closed form (UCE, Gandikota et al. 2024): one least-squares solve moves all concepts to anchors.
+
+Reads the text encoder and the cross-attention keys and values only; no U-Net is built, nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compiler.passes import EditPass, PassContext, PassCost, PassResult
+from compiler.selections import select
+from editspec import Erase
+
+if TYPE_CHECKING:
+    from compiler.checkpoint import Checkpoint
+    from compiler.columns import Columns, ColumnSet
+    from compiler.safetensors_file import TensorEntry
+    from editspec import Edit, EditSpec
+
+ALONE = "{}"
+
+
+class EraseClosedForm(EditPass):
+    """All closed-form erasures of a spec, solved together."""
+
+    name: ClassVar[str] = "erase/closed-form"
+    version: ClassVar[int] = 1
+    order: ClassVar[int] = 90
+    merges: ClassVar[bool] = True
+
+    def accepts(self, edit: Edit) -> bool:
+        return isinstance(edit, Erase) and edit.method == "closed-form"
+
+    def check(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> list[tuple[str, str]]:
+        """All closed-form edits are one solve, so they share one way of preserving."""
+        first, *others = _erasures(edits)
+        reason = "all closed-form edits are solved together and preserve in one way"
+        return [
+            (
+                f"{spec.pointer(edit)}/preserve_mode",
+                f"is '{edit.preserve_mode}' here but '{first.preserve_mode}' in edit '{first.id}'; {reason}",
+            )
+            for edit in others
+            if edit.preserve_mode != first.preserve_mode
+        ]
+
+    def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:
+        """What is preserved, and all that is erased: it is never mined as a neighbour."""
+        return {"preserve": spec.document.get("preserve"), "erased": _erased(spec)}
+
+    def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
+        return tuple(name for name in select(entries, "cross-attention-kv") if name.endswith(".weight"))
+
+    def cost(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> PassCost:
+        """Loading and running the text encoders, and one product for each matrix."""
+        encoders = [name for name in checkpoint.components if name.startswith("text_encoder")]
+        parameters = sum(checkpoint.weights(name).parameters for name in encoders)
+        entries = checkpoint.weights("unet").entries
+        changed = sum(entries[name].parameters for name in self.targets(edits, entries))
+        width = max(entries[name].shape[1] for name in self.targets(edits, entries))
+        erasures = _erasures(edits)
+        prompts = sum(
+            max(1, len(edit.templates))
+            * (2 + len(edit.aliases) + len(edit.preserve) + 2 * spec.preserve.auto)
+            for edit in erasures
+        ) + len(spec.preserve.concepts) * (1 + len({name for edit in erasures for name in edit.templates}))
+        tokens_each = 16  # a short prompt and the stops that stand for its padding
+        words = 128 * 5 * len(erasures) if spec.preserve.auto else 0
+        # Two CPU cores: 100 GFLOP/s on matrices as small as a short prompt's, 30 in float64.
+        flops = 2.0 * parameters * (prompts * tokens_each + words)
+        seconds = 1.0 + parameters / 4e8 + flops / 1e11 + 2.0 * changed * width / 3e10
+        return PassCost(evals=0, seconds=seconds, memory_bytes=4 * (parameters + 2 * changed) + (400 << 20))
+
+    def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
+        from compiler.solve import preserved_basis, solve
+
+        erasures = _erasures(edits)
+        names = self.targets(edits, context.checkpoint.weights("unet").entries)
+        with context.progress.task("closed form", total=len(names) + 2) as task:
+            columns, mined = _columns(erasures, context)
+            task.advance()
+            ridge = min(edit.ridge for edit in erasures)
+            shared: dict[str, Any] = {"ridge": ridge, "weights": columns.weights}
+            room = None
+            if erasures[0].preserve_mode == "null-space":
+                room = preserved_basis(columns.preserved)
+                shared["basis"] = room.basis
+            else:
+                shared["preserved"] = columns.preserved
+            text_map = solve(columns.edited, **shared).text_map(columns.anchors)
+            task.advance()
+            deltas = {}
+            for name in names:
+                deltas[name] = (context.weight(name).double() @ text_map.cpu()).float()
+                task.advance()
+        due = columns.anchors - columns.edited
+        left = (text_map @ columns.edited - due).norm() / due.norm().clamp(min=1e-30)
+        moved = (text_map @ columns.preserved).norm() / columns.preserved.norm()
+        record = {
+            "columns": columns.edited.shape[1],
+            "preserved_columns": columns.preserved.shape[1],
+            "padding": "exact" if columns.exact_padding else "approximate",
+            "left_undone": _rounded(left),
+            "preserved_moved": _rounded(moved),
+            "preserved_energy": None if room is None else _rounded(room.energy),
+            "neighbours": mined,
+        }
+        return PassResult(deltas, record)
+
+
+def _erasures(edits: Sequence[Edit]) -> list[Erase]:
+    return [edit for edit in edits if isinstance(edit, Erase)]
+
+
+def _erased(spec: EditSpec) -> list[str]:
+    """Every name that the spec erases, by whatever method."""
+    return [name for edit in _erasures(spec.edits) for name in (edit.concept, *edit.aliases)]
+
+
+def _columns(erasures: Sequence[Erase], context: PassContext) -> tuple[Columns, dict[str, Any]]:
+    """The columns of all edits, and the neighbours mined for each."""
+    from compiler.columns import ColumnSet
+
+    gathered = ColumnSet(context.text())
+    ridge = min(edit.ridge for edit in erasures)
+    for edit in erasures:
+        for template in edit.templates or (ALONE,):
+            for name in (edit.concept, *edit.aliases):
+                # A ridge of its own is a weight of its own: s |W c - v|^2 + r |W - W_0|^2, divided by r.
+                gathered.move(template, name, edit.anchor, weight=ridge / edit.ridge, scale=edit.scale)
+    mined = _preserve(gathered, erasures, context)
+    return gathered.build(), mined
+
+
+def _preserve(gathered: ColumnSet, erasures: Sequence[Erase], context: PassContext) -> dict[str, Any]:
+    """Gather what must stay: named concepts in all templates, mined neighbours in their edit's own."""
+    from compiler.concepts import Neighbourhood
+    from editspec.templates import fill
+
+    preserve = context.spec.preserve
+    hood = Neighbourhood(gathered.text) if preserve.auto else None
+    everywhere = dict.fromkeys((ALONE, *(template for edit in erasures for template in edit.templates)))
+    for template in everywhere:
+        for concept in preserve.concepts:
+            gathered.preserve(fill(template, concept))
+    mined: dict[str, Any] = {}
+    for edit in erasures:
+        words = hood.neighbours(edit.concept, preserve.auto, _erased(context.spec)) if hood else []
+        mined[edit.id] = [[word, _rounded(cosine)] for word, cosine in words]
+        for template in (ALONE, *edit.templates):
+            for concept in (*edit.preserve, *(word for word, _ in words)):
+                gathered.preserve(fill(template, concept))
+    return mined
+
+
+def _rounded(value: Any) -> float:
+    """Four digits: what the last bits of a machine class cannot change."""
+    return float(f"{float(value):.4g}")
