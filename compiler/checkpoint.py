@@ -31,7 +31,7 @@ _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _DIFFUSERS_STEM = "diffusion_pytorch_model"
 _TRANSFORMERS_STEM = "model"
 #: Component -> the stem of its weight files, for components that have weights.
-_STEMS = {
+STEMS = {
     "unet": _DIFFUSERS_STEM,
     "vae": _DIFFUSERS_STEM,
     "text_encoder": _TRANSFORMERS_STEM,
@@ -60,11 +60,11 @@ _CONFIGS = {
     "tokenizer": "tokenizer_config.json",
     "tokenizer_2": "tokenizer_config.json",
 }
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
     "vocab.json",
 )  # fmt: skip
-_LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
+LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
 _VARIANT = re.compile(r"[A-Za-z0-9_\-]+")
 
 
@@ -94,7 +94,7 @@ class Checkpoint:
         configs = {name: _config(root / name, name) for name in components}
         family = _family(root, components, configs)
         weights = {
-            name: Weights.open(root / name, _STEMS[name], variant) for name in components if name in _STEMS
+            name: Weights.open(root / name, STEMS[name], variant) for name in components if name in STEMS
         }
         for name in (name for name in components if name.startswith("tokenizer")):
             _require_tokenizer(root / name)
@@ -118,9 +118,9 @@ class Checkpoint:
 
     @cached_property
     def _files(self) -> tuple[str, ...]:
-        found = [MODEL_INDEX, *(name for name in _LICENSES if (self.root / name).is_file())]
+        found = [MODEL_INDEX, *(name for name in LICENSES if (self.root / name).is_file())]
         for name in self.components:
-            wanted = _TOKENIZER_FILES if name.startswith("tokenizer") else (_config_name(name),)
+            wanted = TOKENIZER_FILES if name.startswith("tokenizer") else (_config_name(name),)
             found += [f"{name}/{file}" for file in wanted if (self.root / name / file).is_file()]
             if name in self._weights:
                 weights = self._weights[name]
