@@ -104,7 +104,7 @@ def square(image: Images, side: int) -> Scores:
 
 
 def best_boxes(output: Scores, labels: int) -> Scores | None:
-    """(labels,) best score over the boxes of (1, 4 + labels, boxes) or its transpose; None for other shapes."""
+    """(labels,) best score over the boxes of (1, 4 + labels, boxes) or transposed; None for other shapes."""
     if output.ndim != 3 or output.shape[0] != 1 or BOX + labels not in output.shape[1:]:
         return None
     boxes = output[0] if output.shape[1] == BOX + labels else output[0].T

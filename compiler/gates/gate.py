@@ -1,4 +1,4 @@
-"""The contract of an acceptance gate: plan the draws beforehand, judge what they show, with limit and control."""
+"""The contract of an acceptance gate: draws planned beforehand, a verdict with its limit and its control."""
 
 from __future__ import annotations
 

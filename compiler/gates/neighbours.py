@@ -1,4 +1,4 @@
-"""The gate `neighbours`: the concepts nearest to an edited one, where damage shows first, keep their looks."""
+"""The gate `neighbours`: concepts near an edited one, where damage shows first, keep their looks."""
 
 from __future__ import annotations
 

@@ -32,8 +32,9 @@ def plan_rate(gate: Gate, spec: EditSpec, prompts: Sequence[str]) -> GatePlan:
     trials = gate.trials or max(least, len(prompts))
     allowed = statistics.allowed_failures(trials, limit, gate.confidence)
     if allowed is None:
+        goal = f"{percent(limit)} at {percent(gate.confidence)}"
         raise Refusal(
-            f"even without a failure {trials} trials cannot prove {percent(limit)} at {percent(gate.confidence)}",
+            f"even without a failure {trials} trials cannot prove {goal}",
             f"give at least {least} trials, or leave them out",
         )
     drawn = spread([(prompt, gate.concept) for prompt in prompts], trials, spec.seed)
