@@ -1,7 +1,8 @@
 """The edit spec language: schema, loader with exact diagnostics, canonical form and digest. Knows no tensors.
 
-JSON Schema says what a spec may hold, `semantics` what would contradict itself, `defaults` what was left unsaid; the
-result is a frozen `EditSpec`. Errors are `Diagnostic`s with file, line, column and JSON pointer, all of them at once.
+JSON Schema says what a spec may hold, `semantics` what would contradict itself, `defaults` what was left
+unsaid; the result is a frozen `EditSpec`. Errors are `Diagnostic`s with file, line, column and JSON pointer,
+all of them at once.
 """
 
 from __future__ import annotations

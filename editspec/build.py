@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +20,8 @@ _EDITS: dict[str, type[Edit]] = {
     "balance": Balance,
     "respond": Respond,
 }
+
+_FIELD_TYPES: dict[type, dict[str, frozenset[Any]]] = {}
 
 
 def build(document: dict[str, Any], source: Source | None = None) -> EditSpec:
@@ -80,11 +81,12 @@ def _phrase(document: dict[str, Any]) -> Phrase:
 
 def _made(cls: type[_Value], values: dict[str, Any]) -> _Value:
     """An instance of a dataclass; JSON's one kind of number and list becomes the field's own."""
-    types = _field_types(cls)
+    if cls not in _FIELD_TYPES:
+        _FIELD_TYPES[cls] = _field_types(cls)
+    types = _FIELD_TYPES[cls]
     return cls(**{key: _cast(types[key], value) for key, value in values.items()})
 
 
-@cache
 def _field_types(cls: type) -> dict[str, frozenset[Any]]:
     hints = get_type_hints(cls)
     assert dataclasses.is_dataclass(cls)

@@ -20,7 +20,7 @@ _SLD_PRESETS: dict[str, dict[str, float]] = {
 
 
 def with_defaults(document: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a structurally valid spec with all defaults: the schema's, then those that depend on other values."""
+    """A copy of a structurally valid spec with all defaults: the schema's, then those that hang on others."""
     filled = copy.deepcopy(document)
     filled.pop("$schema", None)  # tells an editor where the schema is; says nothing about the edits
     _fill(filled, schema())

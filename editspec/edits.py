@@ -1,4 +1,4 @@
-"""The six kinds of edit as values: parameters are named as in their papers, defaults are those of the schema."""
+"""The six kinds of edit as values: parameters named as in their papers, defaults as in the schema."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Erase:
     """Remove a concept. ESD (Gandikota et al. 2023) by distillation, or UCE (2024) in closed form.
 
     `anchor`, `templates`, `ridge`, `preserve_mode` and `scale` belong to method "closed-form"; `from_concept`
-    (JSON key "from") and what comes after it to "esd". An empty anchor is the empty prompt; no templates means the
-    concept alone.
+    (JSON key "from") and what comes after it to "esd". An empty anchor is the empty prompt; no templates
+    means the concept alone.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Erase:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablate:
-    """Turn a concept into its anchor (Kumari et al. 2023). With kind "image", forget a memorised image by its captions."""
+    """Turn a concept into its anchor (Kumari et al. 2023); with kind "image", forget a memorised image."""
 
     id: str
     concept: str
@@ -88,7 +88,10 @@ class Ablate:
 
 @dataclass(frozen=True, kw_only=True)
 class Direction:
-    """Where a shift leads: from `base_prompt` (default: `prompt`) to `prompt`, away from `negative_prompt`; or a file."""
+    """Where a shift leads: to `prompt` from `base_prompt` (default: the same), away from `negative_prompt`.
+
+    Or a `file` with a vector in it, of which `concept` names one.
+    """
 
     prompt: str | None = None
     base_prompt: str | None = None
@@ -137,7 +140,7 @@ class Guided:
 
 @dataclass(frozen=True, kw_only=True)
 class Guide:
-    """Bake semantic guidance in: SEGA (Brack et al. 2023), SLD (Schramowski et al. 2023), or a negative prompt."""
+    """Bake guidance in: SEGA (Brack et al. 2023), SLD (Schramowski et al. 2023), or a negative prompt."""
 
     id: str
     method: Literal["sega", "sld", "negative-prompt"] = "sega"
@@ -173,7 +176,7 @@ class Guide:
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """Give groups their shares. `groups` holds one tuple for each attribute; `shares` are for a single attribute."""
+    """Give groups their shares. `groups` has one tuple for each attribute; `shares` are for a single one."""
 
     id: str
     prompts: tuple[str, ...]

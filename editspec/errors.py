@@ -1,4 +1,4 @@
-"""What goes wrong before any work is done: one kind of error a user can mend, shown the way a good compiler does."""
+"""What a user can mend: errors that say where, what and how, shown the way a good compiler does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WIDEST_EXCERPT = 120
 
 
 class InputError(Exception):
-    """Bad input: where it is, what is wrong with it, and what would put it right. The command line exits with 2."""
+    """Bad input: where, what is wrong, and what would put it right. The command line exits with 2."""
 
     def __init__(self, where: str, what: str, remedy: str = "") -> None:
         super().__init__(where, what, remedy)

@@ -50,7 +50,7 @@ class Preserve:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One acceptance test. Limits that a gate does not have are None; `prompts` are whole or have {} for the concept."""
+    """One acceptance test. Limits it does not have are None; `prompts` may have {} for the concept."""
 
     gate: Literal["erased", "implicit", "preserved", "neighbours", "drift"]
     id: str
@@ -132,7 +132,7 @@ class EditSpec:
         )
 
     def errors(self, findings: Iterable[tuple[str, str] | tuple[str, str, str]]) -> SpecErrors:
-        """Findings (pointer, message[, remedy]) that needed more than the text, shown at their place in it."""
+        """Findings (pointer, message[, remedy]) that took more than the text, shown at their place in it."""
         source = self.source or Source(self.name, "")
         found: list[Diagnostic] = [source.diagnostic(*finding) for finding in findings]
         return SpecErrors(found)

@@ -1,10 +1,11 @@
-"""Reads JSON strictly and remembers where everything stood, because an error message needs the place and `json` forgets it."""
+"""Reads JSON strictly and remembers where everything stood: messages need it, and `json` forgets."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
+
+from editspec.places import Flaw, Scan, Span, child
 
 DEEPEST = 64  # a spec is four levels deep; more is a mistake or an attack on the parser's stack
 
@@ -18,47 +19,12 @@ _ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r"
 _CONSTANTS = {"true": True, "false": False, "null": None}
 
 
-@dataclass(frozen=True)
-class Span:
-    """Characters `start` to `stop` of the text."""
-
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Flaw:
-    """A mistake found while scanning."""
-
-    span: Span
-    pointer: str
-    message: str
-    remedy: str = ""
-
-
-@dataclass
-class Scan:
-    """A scanned text: its value, where each value and key stood by JSON pointer, and what is wrong with it."""
-
-    text: str
-    value: Any = None
-    values: dict[str, Span] = field(default_factory=dict)
-    keys: dict[str, Span] = field(default_factory=dict)
-    flaws: list[Flaw] = field(default_factory=list)
-    complete: bool = True
-
-
 class _Stop(Exception):
     """The text is no JSON from here on."""
 
 
-def child(pointer: str, key: str | int) -> str:
-    """The JSON pointer (RFC 6901) of a member or an item."""
-    return f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
-
-
 def scan(text: str) -> Scan:
-    """Scan a JSON text. Never raises: mistakes are in `flaws`; `complete` is False if the syntax itself is broken."""
+    """Scan a JSON text. Never raises: mistakes are in `flaws`; broken syntax leaves `complete` False."""
     result = Scan(text)
     try:
         _Scanner(text, result).document()
@@ -256,8 +222,8 @@ class _Scanner:
             self.at = word.end()
             return None
         else:
-            remedy = f'a string takes double quotes: "{written}"'
-        self.stop(pointer, f"'{written[:40]}' is no JSON value", remedy, len(written))
+            remedy = f'a string takes double quotes: "{written[:40]}"'
+        return self.stop(pointer, f"'{written[:40]}' is no JSON value", remedy, len(written))
 
     def expected_key(self, pointer: str, opened: int) -> NoReturn:
         word = _WORD.match(self.text, self.at)

@@ -1,4 +1,4 @@
-"""Puts the JSON Schema together from its files: one file per edit kind and per gate, and the folder is the list of them."""
+"""Puts the JSON Schema together: one file is one kind of edit or gate, and the folder is their list."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ JsonSchema = dict[str, Any]
 
 
 def schema() -> JsonSchema:
-    """The whole edit spec schema (JSON Schema 2020-12), self-contained; a fresh copy that the caller may change."""
+    """The whole edit spec schema (JSON Schema 2020-12), self-contained; a copy that the caller may change."""
     document: JsonSchema = json.loads(json.dumps(_assembled()))
     return document
 
@@ -76,7 +76,7 @@ def _holds(condition: JsonSchema, instance: Any) -> bool:
 
 
 def _choice(key: str, definitions: dict[str, str], description: str) -> JsonSchema:
-    """An object that `key` tells apart, so that each mistake is reported against the one kind that was meant."""
+    """An object that `key` tells apart, so that a mistake is reported against the one kind that was meant."""
     return {
         "type": "object",
         "required": [key],

@@ -6,7 +6,8 @@ from bisect import bisect_right
 from functools import cached_property
 
 from editspec.errors import Diagnostic
-from editspec.scanner import Flaw, Scan, Span, scan
+from editspec.places import Flaw, Scan, Span
+from editspec.scanner import scan
 
 
 class Source:

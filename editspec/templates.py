@@ -1,4 +1,4 @@
-"""The prompts that a concept is put into when a spec says nothing else: edits learn on them, gates judge on them."""
+"""The prompts a concept is put into by default: edits learn on them, gates judge on them."""
 
 from __future__ import annotations
 

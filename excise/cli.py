@@ -1,7 +1,7 @@
-"""The command line: finds commands by walking a folder, imports only the one that runs, and turns errors into exit codes.
+"""The command line: walks a folder for commands, imports the one that runs, turns errors into exit codes.
 
-0 done, 1 internal fault, 2 bad input, 3 a gate failed or a verification refused. Results go to stdout, all else to
-stderr; with `--json` an error too is one JSON object on stdout.
+0 done, 1 internal fault, 2 bad input, 3 a gate failed or a verification refused. Results go to stdout, all
+else to stderr; with `--json` an error too is one JSON object on stdout.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an internal fault.")
 @click.version_option(package_name="excise", message="excise %(version)s")
 def cli(debug: bool) -> None:
-    """Excise, a model-editing compiler: a JSON edit spec in, a hardened diffusers checkpoint with proof out."""
+    """A model-editing compiler: a JSON edit spec in, a hardened diffusers checkpoint with proof out."""
 
 
 def main(args: Sequence[str] | None = None) -> None:

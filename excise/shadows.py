@@ -1,4 +1,4 @@
-"""Makes sure that `compiler` and its three sisters are ours: their names are common, and Python takes the first it finds."""
+"""Makes sure that `compiler` and its sisters are ours: Python takes the first package of a name it finds."""
 
 from __future__ import annotations
 

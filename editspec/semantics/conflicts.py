@@ -10,7 +10,7 @@ from editspec.semantics.walk import Document, Finding, concept_of, edit_of, edit
 
 
 def nothing_is_edited_twice(spec: Document) -> Iterator[Finding]:
-    """The same word twice by one method, or erased here and ablated there. Two erasing methods may share a concept."""
+    """A word twice by one method, or both erased and ablated. Two erasing methods may share a concept."""
     seen: dict[str, list[tuple[str, str, str]]] = {}
     for pointer, edit in edits(spec, "erase", "ablate"):
         scope = plain(edit.get("from", ""))

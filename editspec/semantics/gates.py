@@ -11,7 +11,7 @@ from editspec.semantics.walk import Document, Finding, edits, names
 
 
 def gates_judge_what_is_edited(spec: Document) -> Iterator[Finding]:
-    """A gate on a concept that no edit removes is a slip of the pen, or proves something else than it says."""
+    """A gate on a concept that no edit removes is a slip, or proves something else than it says."""
     words = [word for _, edit in edits(spec) for word in words_of(edit)]
     for index, gate in enumerate(spec["gates"]):
         concept = gate.get("concept")
@@ -67,7 +67,7 @@ def trials_can_show_the_limit(spec: Document) -> Iterator[Finding]:
         if trials < least:
             yield (
                 f"/gates/{index}/trials",
-                f"{trials} images cannot show a rate below {limit:g} at {confidence:g} confidence, even without a failure",
+                f"{trials} images, even all clean, cannot show a rate below {limit:g} ({confidence:g} confidence)",
                 f"at least {least} are needed; leave 'trials' out to have them planned",
             )
 

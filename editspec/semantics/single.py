@@ -11,7 +11,7 @@ from editspec.semantics.walk import Document, Finding, concept_of, directions, e
 
 
 def anchors_do_not_name_the_concept(spec: Document) -> Iterator[Finding]:
-    """An anchor that names the concept would teach it; an erasure `from` the concept itself has nothing left."""
+    """An anchor that names the concept would teach it; erased `from` itself, a concept is just erased."""
     for pointer, edit in edits(spec, "erase", "ablate"):
         anchor = edit.get("anchor", "")
         word = next((w for _, w in own_words(pointer, edit) if anchor and names(anchor, w)), None)
@@ -88,7 +88,7 @@ def guidance_does_not_pull_both_ways(spec: Document) -> Iterator[Finding]:
 
 
 def balances_add_up(spec: Document) -> Iterator[Finding]:
-    """At least two different groups, shares that sum to one, and prompts and professions that fit together."""
+    """At least two different groups, shares that sum to one, prompts and professions that fit together."""
     for pointer, edit in edits(spec, "balance"):
         groups = edit["groups"]
         nested = [isinstance(group, list) for group in groups]

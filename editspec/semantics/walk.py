@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from editspec.defaults import plain
-from editspec.scanner import child
+from editspec.places import child
 
 Document = dict[str, Any]
 Finding = tuple[str, str] | tuple[str, str, str]  # JSON pointer, message, remedy

@@ -12,7 +12,7 @@ import click
 def schema(as_json: bool) -> None:
     """Print the JSON Schema (2020-12) of edit specs.
 
-    Save it beside a spec and begin the spec with "$schema": "./editspec.schema.json"; editors then check as you type.
+    Save it beside a spec, begin the spec with "$schema": "./editspec.schema.json", and editors check it.
     """
     from editspec import schema as assembled
 
