@@ -9,82 +9,28 @@ and retries with the same inputs share them. Latents only: no image is decoded. 
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from compiler.bank_request import BankRequest, unet_calls
 from compiler.conditioning import Conditioning
-from compiler.sampling import Step, predict, sample, unet_calls
+from compiler.sampling import Step, predict, sample
 from compiler.seeds import gaussian, generator
 from compiler.unet import config_of, latent_shape
 
 if TYPE_CHECKING:
     from compiler.sampling import Scheduler
 
-FORMAT = 1  # raise it whenever the same request may give other rows
 INDEX = "bank.json"
 
 Shard: TypeAlias = Mapping[str, Tensor]
-Storage: TypeAlias = Literal["float32", "float16"]
-
-
-@dataclass(frozen=True)
-class BankRequest:
-    """Which trajectories to sample and what to keep of them; JSON-able, so that it can be part of a key."""
-
-    prompts: tuple[str, ...]
-    trajectories: tuple[int, ...]
-    """How many for each prompt."""
-    seed: int
-    steps: int = 25
-    guidance_scale: float = 3.0
-    strata: int = 10
-    """A trajectory's steps are cut into this many equal stretches; one step of each is kept, at random."""
-    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Further predictions at every kept x_t: name -> for each of `prompts`, what other prompt to predict."""
-    storage: Storage = "float32"
-
-    def __post_init__(self) -> None:
-        if not self.prompts or len(set(self.prompts)) != len(self.prompts):
-            raise ValueError("a bank needs prompts, each once")
-        if len(self.trajectories) != len(self.prompts) or min(self.trajectories) < 1:
-            raise ValueError("each prompt of a bank needs at least one trajectory")
-        if self.steps < 1 or self.strata < 1:
-            raise ValueError("a bank needs at least one step and one stratum")
-        if set(self.also) & {"model_input", "timestep", "uncond", "cond"}:
-            raise ValueError("a further prediction needs a name of its own")
-        if any(len(others) != len(self.prompts) for others in self.also.values()):
-            raise ValueError("a further prediction needs one prompt for each prompt of the bank")
-
-    @property
-    def total(self) -> int:
-        """Number of trajectories."""
-        return sum(self.trajectories)
-
-    def rows(self, scheduler_config: Mapping[str, Any]) -> int:
-        """Number of rows that will be kept."""
-        return self.total * min(self.strata, unet_calls(scheduler_config, self.steps))
-
-    def evals(self, scheduler_config: Mapping[str, Any]) -> int:
-        """U-Net evals of building: two for each step of each trajectory, one for each further prediction."""
-        sampling = 2 * self.total * unet_calls(scheduler_config, self.steps)
-        return sampling + len(self.also) * self.rows(scheduler_config)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything that decides the rows, beside the checkpoint: part of the content address."""
-        return {"format": FORMAT, **asdict(self)}
-
-
-def spread(prompts: Sequence[str], total: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Share `total` trajectories out over prompts as evenly as can be; prompts that get none are left out."""
-    kept = tuple(dict.fromkeys(prompts))[:total]
-    share, rest = divmod(total, len(kept))
-    return kept, tuple(share + (number < rest) for number in range(len(kept)))
 
 
 @dataclass(frozen=True)
@@ -111,12 +57,10 @@ class Bank:
         starts = [0]
         for shard in self.shards:
             starts.append(starts[-1] + len(shard["timestep"]))
-        bounds = torch.tensor(starts[1:])
-        where = torch.bucketize(rows, bounds, right=True).tolist()
-        picked = [
-            self.shards[number][name][row - starts[number]]
-            for number, row in zip(where, rows.tolist(), strict=True)
-        ]
+        picked = []
+        for row in rows.tolist():
+            shard = bisect_right(starts, row) - 1
+            picked.append(self.shards[shard][name][row - starts[shard]])
         taken = torch.stack(picked)
         return taken.float() if taken.is_floating_point() else taken
 

@@ -54,11 +54,9 @@ class Conditioning:
 def encode(text: TextEncoder, prompts: Sequence[str], checkpoint: Checkpoint) -> Conditioning:
     """What the U-Net reads for each of `prompts`, as the stock pipeline prepares it, one row each.
 
-    Prompts go through the encoder one by one: in a batch, the last bits of one row may depend on the
-    others, and a cached result must not depend on which prompts were encoded with it.
+    A row's bits do not depend on the other prompts: what is cached must not depend on what came with it.
     """
-    hidden = torch.cat([text.encode([prompt]) for prompt in prompts])
-    return _with_sizes(hidden, [text.encode_pooled([prompt]) for prompt in prompts], checkpoint)
+    return _with_sizes(text.encode(prompts), [text.encode_pooled([prompt]) for prompt in prompts], checkpoint)
 
 
 def encode_unconditional(text: TextEncoder, checkpoint: Checkpoint) -> Conditioning:

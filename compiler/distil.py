@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from itertools import pairwise
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from compiler.bank import Bank
 from compiler.conditioning import Conditioning
 from compiler.sampling import predict
 from compiler.seeds import epoch_batch, reproducible
-from compiler.unet import config_of, latent_shape
+from compiler.unet import config_of, examples_at_once
 
 Loss: TypeAlias = Literal["l2", "l1", "huber"]
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
@@ -75,6 +76,16 @@ class Distilled:
     evals: int
 
 
+def summary(curve: Mapping[str, Sequence[float]], points: int = 20) -> dict[str, list[float]]:
+    """Each term's losses as at most `points` means of equal stretches of training, to five digits."""
+    short = {}
+    for name, losses in curve.items():
+        edges = sorted({len(losses) * number // points for number in range(points + 1)})
+        means = [sum(losses[a:b]) / (b - a) for a, b in pairwise(edges)]
+        short[name] = [float(f"{mean:.5g}") for mean in means]
+    return short
+
+
 def distil(
     unet: torch.nn.Module,
     names: Sequence[str],
@@ -125,15 +136,6 @@ def pointwise_loss(difference: Tensor, loss: Loss) -> Tensor:
         return difference.abs()
     size = difference.abs()
     return torch.where(size < HUBER_KNEE, size.square(), HUBER_KNEE * (2 * size - HUBER_KNEE))
-
-
-def examples_at_once(config: Mapping[str, Any]) -> int:
-    """How many examples share one forward and backward: bounded memory, from latent size alone.
-
-    64 at 8x8 latents, 2 at 64x64 (SD 1.x), 1 at 128x128 (SDXL); gradients of the parts add up.
-    """
-    _, height, width = latent_shape(config)
-    return max(1, min(64, 8192 // (height * width)))
 
 
 def _accumulate(

@@ -126,14 +126,3 @@ def sample(
         guided = classifier_free_guidance(uncond, cond, guidance_scale)
         latents = scheduler.step(guided, timestep, latents, **options, return_dict=False)[0]
     return Sampled(latents, 2 * count * len(scheduler.timesteps))
-
-
-def unet_calls(scheduler_config: Mapping[str, Any], steps: int) -> int:
-    """How many times the U-Net runs in `steps` sampling steps: second-order schedulers call it twice."""
-    name = scheduler_config.get("_class_name")
-    if name in ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"):
-        return 2 * steps - 1
-    if name == "PNDMScheduler":
-        # Linear multistep alone repeats its second step; with Runge-Kutta the first three take four calls.
-        return steps + 9 if not scheduler_config.get("skip_prk_steps", False) else steps + (steps > 1)
-    return steps

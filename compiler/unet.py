@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from editspec.errors import InputError
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compiler.checkpoint import Checkpoint
+    from compiler.safetensors_file import TensorEntry
+
+# Tensors the size of its output that a ResNet and transformer block together keep for the backward pass.
+ACTIVATIONS_KEPT = 50
 
 
 def build_unet(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> nn.Module:
@@ -76,3 +80,38 @@ def unsuited(config: Mapping[str, Any]) -> str | None:
     if config.get("class_embed_type") or config.get("num_class_embeds"):
         return "its U-Net reads class labels, which no prompt gives"
     return None
+
+
+def training_memory(
+    entries: Mapping[str, TensorEntry], config: Mapping[str, Any], targets: Sequence[str]
+) -> int:
+    """Estimated peak bytes of training the weights `targets`: all weights in fp32, four copies of these more.
+
+    The copies are the start values, the gradients and Adam's two moments. Beside them stand the activations
+    of the examples that share one backward pass.
+    """
+    weights = sum(entry.parameters for entry in entries.values())
+    chosen = sum(entries[name].parameters for name in targets)
+    return 4 * (weights + 4 * chosen) + examples_at_once(config) * _activation_bytes(config)
+
+
+def examples_at_once(config: Mapping[str, Any]) -> int:
+    """How many examples share one forward and backward: bounded memory, from latent size alone.
+
+    64 at 8x8 latents, 2 at 64x64 (SD 1.x), 1 at 128x128 (SDXL); gradients of the parts add up.
+    """
+    _, height, width = latent_shape(config)
+    return max(1, min(64, 8192 // (height * width)))
+
+
+def _activation_bytes(config: Mapping[str, Any]) -> int:
+    """fp32 activations that one example keeps for its backward pass, to about a factor of two."""
+    _, height, width = latent_shape(config)
+    channels = config["block_out_channels"]
+    layers = config.get("layers_per_block", 2)
+    layers = [layers] * len(channels) if isinstance(layers, int) else layers
+    places = sum(
+        size * (2 * depth + 1) / 4**level
+        for level, (size, depth) in enumerate(zip(channels, layers, strict=True))
+    )
+    return int(ACTIVATIONS_KEPT * 4 * places * height * width)

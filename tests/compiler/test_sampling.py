@@ -8,9 +8,10 @@ import diffusers
 import pytest
 import torch
 
+from compiler.bank_request import unet_calls
 from compiler.checkpoint import Checkpoint
 from compiler.conditioning import encode, encode_unconditional
-from compiler.sampling import Sampled, Step, load_scheduler, sample, unet_calls
+from compiler.sampling import Sampled, Step, load_scheduler, sample
 from compiler.seeds import gaussian, generator
 from compiler.text import TextEncoder
 from compiler.unet import build_unet

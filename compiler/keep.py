@@ -1,0 +1,110 @@
+"""What a distilled edit must leave as it is: preserved concepts, mined neighbours and the empty prompt.
+
+The student is held to the frozen base's predictions along the base's own trajectories for these prompts. How
+many trajectories that takes is known without loading anything, so that plans can say what a build costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from compiler.bank_request import BankRequest
+from editspec import Ablate, Erase
+from editspec.templates import TEMPLATES, fill
+
+if TYPE_CHECKING:
+    from compiler.bank import Bank
+    from compiler.distil import Term
+    from compiler.text import TextEncoder
+    from editspec import EditSpec
+
+TRAJECTORIES_OF_A_CONCEPT = 2
+
+
+def edited_words(spec: EditSpec) -> tuple[str, ...]:
+    """Every concept and alias that some edit of the spec removes: none of them is a neighbour to keep."""
+    found: dict[str, None] = {}
+    for edit in spec.edits:
+        if isinstance(edit, Erase | Ablate):
+            found |= dict.fromkeys((edit.concept, *edit.aliases))
+    return tuple(found)
+
+
+def mine_neighbours(edit: Erase, subject: str, spec: EditSpec, text: TextEncoder) -> list[tuple[str, float]]:
+    """The `preserve.auto` nearest words to `subject` with their cosines, beside those preserved by name."""
+    from compiler.concepts import neighbours
+
+    if not edit.keep_weight or not spec.preserve.auto:
+        return []
+    known = {*edited_words(spec), *spec.preserve.concepts, *edit.preserve}
+    return neighbours(text, subject, spec.preserve.auto, exclude=known)
+
+
+def keep_requests(edit: Erase, spec: EditSpec, neighbours: Sequence[str]) -> list[BankRequest]:
+    """Banks: of the spec's preserved concepts, which its edits share; of the edit's own; of neighbours.
+
+    What they cost does not depend on which neighbours were found, nor on how many.
+    """
+    if not edit.keep_weight:
+        return []
+    shared = tuple(dict.fromkeys(spec.preserve.concepts))
+    own = tuple(concept for concept in dict.fromkeys(edit.preserve) if concept not in shared)
+    groups = [(shared, len(shared)), (own, len(own)), (tuple(neighbours), spec.preserve.auto)]
+    found = []
+    for concepts, count in groups:
+        total = count * TRAJECTORIES_OF_A_CONCEPT
+        if total:
+            prompts = _taking_turns(concepts, TEMPLATES[edit.kind], total)
+            found.append(BankRequest.of(edit, spec.seed, prompts, total))
+    return found
+
+
+def keep_batches(edit: Erase, requests: Sequence[BankRequest]) -> tuple[int, int]:
+    """Examples a step: of what is preserved as many as of the edit's own, of empty prompts a quarter."""
+    if not edit.keep_weight:
+        return 0, 0
+    return (edit.batch if requests else 0), -(-edit.batch // 4)
+
+
+def keep_terms(
+    edit: Erase, requests: Sequence[BankRequest], bank: Bank, own: int, number: Mapping[str, int]
+) -> list[Term]:
+    """The keep terms over `bank`, whose first `own` rows are the edit's: the base's predictions as targets.
+
+    `number` is the row of each prompt in what the student reads; row 0 is the unconditional one. The empty
+    prompt is kept at every x_t, the edit's own included: its e_0 is there.
+    """
+    import torch
+
+    from compiler.distil import Term
+
+    preserved, empty = keep_batches(edit, requests)
+    prompt = bank.column("prompt").tolist()
+    terms = []
+    if preserved:
+        examples = [(row, number[bank.prompts[prompt[row]]]) for row in range(own, len(bank))]
+        target = lambda rows: bank.take("cond", rows)  # noqa: E731
+        terms.append(Term("preserve", bank, torch.tensor(examples), target, edit.keep_weight, preserved))
+    if empty:
+        examples = [(row, 0) for row in range(len(bank))]
+        target = lambda rows: bank.take("uncond", rows)  # noqa: E731
+        terms.append(Term("empty", bank, torch.tensor(examples), target, edit.keep_weight, empty))
+    return terms
+
+
+def _taking_turns(concepts: Sequence[str], templates: Sequence[str], trajectories: int) -> tuple[str, ...]:
+    """Prompts for all `concepts`, which take turns with the templates: few prompts still show all of these.
+
+    Where nothing was found to keep, the empty prompt: the number of trajectories is part of the plan.
+    """
+    if not concepts:
+        return ("",)
+    rounds = min(len(templates), -(-trajectories // len(concepts)))
+    return tuple(
+        dict.fromkeys(
+            fill(templates[(number + turn) % len(templates)], concept)
+            for turn in range(rounds)
+            for number, concept in enumerate(concepts)
+        )
+    )
