@@ -122,7 +122,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     return options[found[0]] if found else None
 
 
-def did_you_mean(word: str, known: Sequence[str], noun: str = "", longest: int = 30) -> str:
+def did_you_mean(word: str, known: Sequence[str], noun: str = "on offer", longest: int = 30) -> str:
     """A remedy: the likeliest known word, else what is on offer."""
     guess = closest(word, known)
     if guess is not None:
@@ -130,7 +130,7 @@ def did_you_mean(word: str, known: Sequence[str], noun: str = "", longest: int =
     if not known:
         return ""
     shown = [quoted(k) for k in sorted(known)[:longest]] + (["…"] if len(known) > longest else [])
-    return f"{noun or 'there'} {'are' if len(known) > 1 else 'is'} {listed(shown)}"
+    return f"{noun}: {listed(shown)}"
 
 
 def _excerpt(line: str, start: int, width: int) -> tuple[str, str]:

@@ -41,6 +41,8 @@ def _unknown_keys(source: Source, pointer: str, error: Any) -> Iterator[Diagnost
         if key in error.schema.get("properties", {}):
             continue
         owner = _other_owner(key, error.instance)
+        if pointer == "/base" and key == "path":
+            owner = "a base has a 'path' or a 'repo', not both"
         if owner:
             remedy = owner
         else:
@@ -75,7 +77,7 @@ _HOW_TO_GIVE = {
     "revision": "a Hub repository can change; pin a commit by its full hash, 40 hex digits",
     "edits": 'add "edits": [...], at least one',
     "anchor": "the wider concept it turns into, for example 'cat' for 'grumpy cat'",
-    "max_drift": "give the largest mean change of an image that you accept",
+    "max_drift": "such as 0.2: 0 is the same pictures as the base draws, 1 as far away as another seed",
 }
 
 
@@ -90,6 +92,8 @@ def _wrong_type(source: Source, pointer: str, error: Any) -> Iterator[Diagnostic
         remedy = f"the nearest is {round(value)}" if abs(value) < 1e15 else ""
     elif isinstance(value, str) and wanted == ["array"]:
         remedy = f"a list of one is written [{json.dumps(value, ensure_ascii=False)[:60]}]"
+    elif not pointer:
+        remedy = 'a spec is an object: {"editspec": 1, "name": ..., "base": ..., "edits": [...]}'
     elif isinstance(value, str) and pointer == "/base":
         remedy = f'write {{"path": {json.dumps(value, ensure_ascii=False)[:60]}}}'
     elif value is None:

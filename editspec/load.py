@@ -26,7 +26,9 @@ def parse_spec(text: str, file: str = "<spec>") -> EditSpec:
     source = Source(file, text)
     if not source.scan.complete:
         raise SpecErrors(source.flaws())
-    mistakes = source.flaws() + structure_errors(source)
+    flaws = source.flaws()
+    spoilt = {flaw.pointer for flaw in flaws}  # what stands there is no value to judge
+    mistakes = flaws + [error for error in structure_errors(source) if error.pointer not in spoilt]
     if mistakes:
         raise SpecErrors(mistakes)
     document = with_defaults(source.scan.value)

@@ -16,26 +16,27 @@ def nothing_is_edited_twice(spec: Document) -> Iterator[Finding]:
         scope = plain(edit.get("from", ""))
         method = "ablate" if edit["edit"] == "ablate" else f"erase/{edit['method']}/{scope}"
         for place, word in own_words(pointer, edit):
-            for other, written, where in seen.get(plain(word), []):
-                if edit_of(where) == pointer:
-                    yield (
-                        place,
-                        f"{quoted(word)} is in this edit already, as {quoted(written)}",
-                        "name it once",
-                    )
-                elif other == method:
-                    yield (
-                        place,
-                        f"{quoted(word)} is already edited in the same way at {where}",
-                        "drop one of the two",
-                    )
-                elif "ablate" in (other, method) and not scope:
-                    yield (
-                        place,
-                        f"{quoted(word)} is both erased and ablated: see {where}",
-                        "erase removes a concept, ablate turns it into its anchor; choose one",
-                    )
-            seen.setdefault(plain(word), []).append((method, word, place))
+            earlier = seen.setdefault(plain(word), [])
+            clash = next((c for c in (_clash(pointer, method, e) for e in earlier) if c), None)
+            if clash is not None:
+                yield place, f"{quoted(word)} {clash[0]}", clash[1]
+            earlier.append((method, word, place))
+
+
+def _clash(pointer: str, method: str, earlier: tuple[str, str, str]) -> tuple[str, str] | None:
+    """What is wrong, and the remedy, if a word that was edited `earlier` comes again in the edit at `pointer`."""
+    other, written, where = earlier
+    if edit_of(where) == pointer:
+        return f"is in this edit already, as {quoted(written)}", "name it once"
+    if other == method:
+        return f"is already edited in the same way at {where}", "drop one of the two"
+    scoped = any(m.startswith("erase/") and not m.endswith("/") for m in (other, method))
+    if "ablate" in (other, method) and not scoped:
+        return (
+            f"is both erased and ablated: see {where}",
+            "erase removes a concept, ablate turns it into its anchor; choose one",
+        )
+    return None
 
 
 def nothing_removed_is_kept(spec: Document) -> Iterator[Finding]:

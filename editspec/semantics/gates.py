@@ -67,8 +67,8 @@ def trials_can_show_the_limit(spec: Document) -> Iterator[Finding]:
         if trials < least:
             yield (
                 f"/gates/{index}/trials",
-                f"{trials} images, even all clean, cannot show a rate below {limit:g} ({confidence:g} confidence)",
-                f"at least {least} are needed; leave 'trials' out to have them planned",
+                f"{trials} images cannot show a rate below {limit:g} at {confidence:g} confidence",
+                f"even with none flagged it takes {least}; leave 'trials' out to have them planned",
             )
 
 
