@@ -1,0 +1,63 @@
+"""Neighbours are words, nearest first, and never what is being erased."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import compiler.concepts
+from compiler.checkpoint import Checkpoint
+from compiler.concepts import Neighbourhood, neighbours, vocabulary
+from compiler.text import TextEncoder
+
+
+@pytest.fixture(scope="module")
+def text(tiny_checkpoint: Path) -> TextEncoder:
+    return TextEncoder.from_checkpoint(Checkpoint.open(tiny_checkpoint))
+
+
+def test_the_vocabulary_holds_whole_words_only(text: TextEncoder) -> None:
+    words = vocabulary(text)
+    assert {"star", "sixstar", "moon", "flame"} <= set(words)
+    assert all(word.isalpha() and len(word) > 2 for word in words)
+    assert not {"the", "with", "without", "and"} & set(words)
+    assert [len(ids) for ids in text.token_ids(words)] == [3] * len(words)
+
+
+def test_neighbours_are_ranked_by_the_cosine_of_their_final_embeddings(text: TextEncoder) -> None:
+    found = neighbours(text, "star", 5, exclude=["moon"])
+    assert len(found) == 5
+    assert [cosine for _, cosine in found] == sorted((cosine for _, cosine in found), reverse=True)
+    rows = text.encode_tokens(["a star", *(f"a {word}" for word, _ in found)])
+    cosines = [float(torch.cosine_similarity(rows[0][-1], row[-1], dim=0)) for row in rows[1:]]
+    assert cosines == pytest.approx([cosine for _, cosine in found], abs=1e-5)
+
+
+def test_the_concept_its_aliases_and_their_plurals_are_left_out(text: TextEncoder) -> None:
+    words = ["star", "stars", "Moon", "crosses", "ring", "tree"]
+    found = neighbours(text, "star", 9, exclude=["moon", "cross"], words=[word.lower() for word in words])
+    assert {word for word, _ in found} == {"ring", "tree"}
+
+
+def test_a_concept_of_several_words_keeps_its_single_words_as_neighbours(text: TextEncoder) -> None:
+    found = neighbours(text, "red star", 3, words=["star", "red", "house"])
+    assert {word for word, _ in found} == {"star", "red", "house"}
+
+
+def test_a_large_vocabulary_is_cut_to_those_with_near_input_embeddings(
+    text: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler.concepts, "_SHORTLIST", 16)
+    hood = Neighbourhood(text)
+    assert len(hood.words) > 16
+    found = hood.neighbours("star", 2)
+    assert len(found) == 2
+    assert "star" not in dict(found)
+    assert hood.neighbours("star", 2) == found
+
+
+def test_none_wanted_or_none_there_gives_none(text: TextEncoder) -> None:
+    assert neighbours(text, "star", 0) == []
+    assert neighbours(text, "star", 3, words=["star"]) == []
