@@ -110,7 +110,9 @@ def test_the_empty_prompt_does_not_move(tiny_checkpoint: Path, tmp_path: Path) -
         assert float((after - before).norm()) < 0.02 * float(before.norm())
 
 
-def test_null_space_keeps_preserved_concepts_where_they_were(tiny_checkpoint_sdxl: Path, tmp_path: Path) -> None:
+def test_null_space_keeps_preserved_concepts_where_they_were(
+    tiny_checkpoint_sdxl: Path, tmp_path: Path
+) -> None:
     edit = ALONE | {"concept": "star", "anchor": "moon", "preserve_mode": "null-space", "preserve": ["ring"]}
     result, context = run(spec_of([edit]), tiny_checkpoint_sdxl, tmp_path)
     before, after = outputs(context, result, "ring", 1)
@@ -203,7 +205,10 @@ def test_a_concept_beyond_the_window_is_refused(tiny_checkpoint: Path, tmp_path:
 
 def test_its_cost_has_no_evals_and_grows_with_the_work(tiny_checkpoint: Path) -> None:
     checkpoint = Checkpoint.open(tiny_checkpoint)
-    few, many = spec_of([ALONE | {"concept": "star"}]), spec_of([ALONE | {"concept": word} for word in ("star", "moon", "flame")])
+    few, many = (
+        spec_of([ALONE | {"concept": "star"}]),
+        spec_of([ALONE | {"concept": word} for word in ("star", "moon", "flame")]),
+    )
     costs = [EraseClosedForm().cost(spec.edits, spec, checkpoint) for spec in (few, many)]
     assert [cost.evals for cost in costs] == [0, 0]
     assert 0 < costs[0].seconds < costs[1].seconds
