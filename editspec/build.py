@@ -12,7 +12,7 @@ from editspec.source import Source
 
 _Value = TypeVar("_Value")
 
-_EDITS: dict[str, type[Edit]] = {
+EDITS: dict[str, type[Edit]] = {
     "erase": Erase,
     "ablate": Ablate,
     "shift": Shift,
@@ -60,7 +60,7 @@ def build_edit(document: dict[str, Any]) -> Edit:
         values["groups"] = tuple(map(tuple, groups)) if isinstance(groups[0], list) else (tuple(groups),)
     elif kind == "respond":
         values["phrases"] = tuple(_phrase(p) for p in values["phrases"])
-    return _made(_EDITS[kind], values)
+    return _made(EDITS[kind], values)
 
 
 def _base(document: dict[str, Any]) -> PathBase | HubBase:

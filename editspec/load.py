@@ -6,7 +6,7 @@ from pathlib import Path
 
 from editspec.build import build
 from editspec.defaults import with_defaults
-from editspec.errors import Diagnostic, InputError, SpecErrors, closest, quoted
+from editspec.errors import Diagnostic, InputError, SpecErrors, closest
 from editspec.model import EditSpec
 from editspec.semantics import semantic_errors
 from editspec.source import Source
@@ -57,9 +57,9 @@ def _nearby(path: Path) -> str:
     """The file that was probably meant."""
     folder = path.parent
     if not folder.is_dir():
-        return f"there is no folder {quoted(str(folder))} either"
+        return f"there is no folder '{folder}' either"
     guess = closest(path.name, [entry.name for entry in folder.iterdir() if entry.is_file()])
-    return f"did you mean {quoted(str(folder / guess))}?" if guess else ""
+    return f"did you mean '{folder / guess}'?" if guess else ""
 
 
 def _decoded(path: Path, data: bytes) -> str:

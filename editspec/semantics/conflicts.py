@@ -24,7 +24,7 @@ def nothing_is_edited_twice(spec: Document) -> Iterator[Finding]:
 
 
 def _clash(pointer: str, method: str, earlier: tuple[str, str, str]) -> tuple[str, str] | None:
-    """What is wrong, and the remedy, if a word that was edited `earlier` comes again in the edit at `pointer`."""
+    """What is wrong, and the remedy, if a word edited `earlier` comes again in the edit at `pointer`."""
     other, written, where = earlier
     if edit_of(where) == pointer:
         return f"is in this edit already, as {quoted(written)}", "name it once"

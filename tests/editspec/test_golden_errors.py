@@ -1,4 +1,4 @@
-"""Every spec in `golden/` is wrong; the .txt beside it is what the user reads. EXCISE_RENEW_GOLDEN=1 rewrites them."""
+"""Every spec in `golden/` is wrong; the .txt is what the user reads. To renew: EXCISE_RENEW_GOLDEN=1."""
 
 from __future__ import annotations
 
