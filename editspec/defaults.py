@@ -48,18 +48,21 @@ def words_of(edit: dict[str, Any]) -> list[str]:
     return []
 
 
-def _fill(instance: Any, part: Any) -> None:
+def _fill(instance: dict[str, Any] | list[Any], part: Any) -> None:
     for found in applicable(part, instance):
-        if isinstance(instance, dict):
-            for key, rule in found.get("properties", {}).items():
-                for option in applicable(rule, instance.get(key)):
-                    if key not in instance and "default" in option:
-                        instance[key] = copy.deepcopy(option["default"])
-                if key in instance:
-                    _fill(instance[key], rule)
-        elif isinstance(instance, list) and "items" in found:
+        if isinstance(instance, list):
             for item in instance:
-                _fill(item, found["items"])
+                if "items" in found and isinstance(item, dict | list):
+                    _fill(item, found["items"])
+            continue
+        for key, rule in found.get("properties", {}).items():
+            if key not in instance:
+                default = next((r["default"] for r in applicable(rule, None) if "default" in r), None)
+                if default is None:
+                    continue
+                instance[key] = copy.deepcopy(default)
+            if isinstance(instance[key], dict | list):
+                _fill(instance[key], rule)
 
 
 def _complete_edit(edit: dict[str, Any], number: int) -> None:
