@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 try:
-    import fcntl
+    from fcntl import LOCK_EX, LOCK_NB, flock
+
+    CAN_LOCK = True
 except ImportError:  # pragma: no cover - Windows has no flock; a claim is then only a name
-    fcntl = None  # type: ignore[assignment]
+    CAN_LOCK = False
 
 LOCK_SUFFIX = ".lock"
 
@@ -104,12 +106,13 @@ def _exchange(one: Path, other: Path) -> None:
 
 def _swap(one: bytes, other: bytes) -> int:
     """The system's own exchange of two paths; its error number, 0 when done."""
-    if sys.platform == "linux":
-        name, arguments = "renameat2", (-100, one, -100, other, 2)  # AT_FDCWD twice; RENAME_EXCHANGE
-    elif sys.platform == "darwin":
-        name, arguments = "renamex_np", (one, other, 2)  # RENAME_SWAP
-    else:
+    calls: dict[str, tuple[str, tuple[object, ...]]] = {
+        "linux": ("renameat2", (-100, one, -100, other, 2)),  # AT_FDCWD twice; RENAME_EXCHANGE
+        "darwin": ("renamex_np", (one, other, 2)),  # RENAME_SWAP
+    }
+    if sys.platform not in calls:
         return errno.ENOSYS
+    name, arguments = calls[sys.platform]
     call = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if call is None:
         return errno.ENOSYS
@@ -142,10 +145,10 @@ def _locked(lock: Path, *, wait: bool) -> int | None:
     """An open handle that holds `lock`; None when someone else does and we do not wait."""
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        if fcntl is None:  # pragma: no cover
+        if not CAN_LOCK:  # pragma: no cover
             return handle
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(handle, LOCK_EX if wait else LOCK_EX | LOCK_NB)
         except BlockingIOError:
             os.close(handle)
             return None

@@ -59,8 +59,8 @@ class Bank:
             starts.append(starts[-1] + len(shard["timestep"]))
         picked = []
         for row in rows.tolist():
-            shard = bisect_right(starts, row) - 1
-            picked.append(self.shards[shard][name][row - starts[shard]])
+            number = bisect_right(starts, row) - 1
+            picked.append(self.shards[number][name][row - starts[number]])
         taken = torch.stack(picked)
         return taken.float() if taken.is_floating_point() else taken
 

@@ -57,4 +57,4 @@ def _positions(name: str, config: Mapping[str, Any]) -> int:
         level = levels - 1 - int(block[2]) - (1 if ".upsamplers." in name else 0)
     size = config.get("sample_size") or 64
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return max(1, (height >> level) * (width >> level))
+    return max(1, (int(height) >> level) * (int(width) >> level))

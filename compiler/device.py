@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,7 +73,7 @@ def choose(requested: str = "auto") -> Device:
     """The requested device, or with "auto" the best of cuda, mps, cpu. Does not import torch."""
     if requested not in ("auto", *KINDS):
         raise InputError("--device", f"no device '{requested}'", f"choose one of auto, {', '.join(KINDS)}")
-    probes = {"cuda": _cuda, "mps": _mps, "cpu": _cpu}
+    probes: dict[str, Callable[[], Device | None]] = {"cuda": _cuda, "mps": _mps, "cpu": _cpu}
     for kind in ("cuda", "mps", "cpu") if requested == "auto" else (requested,):
         device = probes[kind]()
         if device is not None:
@@ -104,14 +105,14 @@ def _cuda() -> Device | None:
         return None
     handle, count, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(256)
-    calls = (
-        lambda: driver.cuInit(0),
-        lambda: driver.cuDeviceGetCount(ctypes.byref(count)),
-        lambda: driver.cuDeviceGet(ctypes.byref(handle), 0),
-        lambda: driver.cuDeviceGetName(name, len(name), handle),
-        lambda: driver.cuDeviceTotalMem_v2(ctypes.byref(memory), handle),
+    calls: tuple[tuple[str, tuple[object, ...]], ...] = (
+        ("cuInit", (0,)),
+        ("cuDeviceGetCount", (ctypes.byref(count),)),
+        ("cuDeviceGet", (ctypes.byref(handle), 0)),
+        ("cuDeviceGetName", (name, len(name), handle)),
+        ("cuDeviceTotalMem_v2", (ctypes.byref(memory), handle)),
     )
-    if any(call() != 0 for call in calls):
+    if any(getattr(driver, call)(*arguments) != 0 for call, arguments in calls):
         return None
     return Device("cuda", name.value.decode("utf-8", "replace"), memory.value, os.cpu_count() or 1)
 

@@ -183,7 +183,7 @@ def prove(
     """Let the gates measure the linked checkpoint; write gates.json; the ids of those that failed."""
     from compiler.gates import run_gates
 
-    report = run_gates(spec, checkpoint, built, device.open(), progress, cache)
+    report = run_gates(spec, checkpoint, built, spec.folder, device.open(), progress, cache)
     built.write(layout.GATES, report.as_dict())
     return [result.id for result in report.results if not result.passed]
 

@@ -17,6 +17,7 @@ from editspec.errors import listed, quoted
 
 if TYPE_CHECKING:
     from compiler.checkpoint import Checkpoint
+    from compiler.gates import GatePlan
     from editspec import Edit, EditSpec
 
 VERSION = 1
@@ -66,7 +67,7 @@ class Plan:
     device: Device
     libraries: Mapping[str, str]
     passes: tuple[PlannedPass, ...]
-    gates: tuple[Any, ...]
+    gates: tuple[GatePlan, ...]
     gate_evals: int
     seconds_of_eval: float
 
@@ -239,7 +240,13 @@ def _chosen(spec: EditSpec, positions: Sequence[int]) -> tuple[Edit, ...]:
     return tuple(spec.edits[position] for position in positions)
 
 
-def _planned_gates(spec: EditSpec) -> tuple[Any, ...]:
-    from compiler.gates import plan_gates
+def _planned_gates(spec: EditSpec) -> tuple[GatePlan, ...]:
+    """The gates' own plans; refuses a gate that no evaluator could ever decide. Loads labels, no model."""
+    from compiler.evaluators import open_evaluators
+    from compiler.gates import check_evaluators, plan_gates
 
-    return tuple(plan_gates(spec))
+    if not spec.gates:
+        return ()
+    plans = tuple(plan_gates(spec))
+    check_evaluators(spec, open_evaluators(spec, spec.folder))
+    return plans
