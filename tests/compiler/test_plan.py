@@ -147,7 +147,7 @@ def test_a_key_names_everything_that_influences_the_result_and_nothing_else(
         case "name only":
             more = {"name": "another"}
         case "gates only":
-            more = {"gates": [{"gate": "erased", "concept": "star", "max_rate": 0.1}]}
+            more = {"gates": [{"gate": "drift", "prompts": ["a moon"], "max_drift": 0.5}]}
     after = keys(plan_of(spec_of(edit("star"), **more), base, device=device))
     assert (after == before) is change.endswith("only")
 
