@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compiler.cache import StageCache
+from compiler.checkpoint import Checkpoint
+from compiler.passes import PassContext, PassResult
+from compiler.passes.erase_esd import EraseEsd, erase_from_target, negative_guidance_target
+from compiler.progress import Silent
+from compiler.seeds import gaussian
+from compiler.selections import select
+from compiler.teacher import Teacher
+from editspec import EditSpec, parse_spec
+from editspec.errors import InputError
+
+ESD = EraseEsd()
+STAR: dict[str, Any] = {
+    "edit": "erase",
+    "method": "esd",
+    "concept": "star",
+    "aliases": ["sixstar"],
+    "steps": 12,
+    "learning_rate": 0.002,
+    "batch": 4,
+    "trajectories": 6,
+    "timesteps": 3,
+    "sampling_steps": 4,
+}
+
+
+def _spec(*edits: Mapping[str, Any], **changed: Any) -> EditSpec:
+    document = {
+        "editspec": 1,
+        "name": "test",
+        "base": {"path": "tiny"},
+        "seed": 7,
+        "edits": [dict(edit) for edit in edits],
+        "preserve": {"concepts": ["house"], "auto": 3},
+        **changed,
+    }
+    return parse_spec(json.dumps(document))
+
+
+@pytest.fixture
+def base(tiny_checkpoint: Path) -> Checkpoint:
+    return Checkpoint.open(tiny_checkpoint)
+
+
+def _context(
+    spec: EditSpec, base: Checkpoint, upstream: Mapping[str, torch.Tensor] | None = None
+) -> PassContext:
+    return PassContext(spec, base, upstream or {}, spec.seed, torch.device("cpu"), StageCache(), Silent())
+
+
+def _run(spec: EditSpec, base: Checkpoint, upstream: Mapping[str, torch.Tensor] | None = None) -> PassResult:
+    return ESD.run(spec.edits[:1], _context(spec, base, upstream))
+
+
+def test_the_target_is_the_papers() -> None:
+    uncond, cond = torch.tensor([1.0]), torch.tensor([3.0])
+    assert negative_guidance_target(uncond, cond, 1.0).item() == -1.0
+    assert negative_guidance_target(uncond, cond, 0.0).item() == 1.0
+    assert erase_from_target(torch.tensor([5.0]), uncond, cond, 2.0).item() == 1.0
+
+
+def test_it_accepts_erase_by_esd_alone() -> None:
+    spec = _spec(STAR, {"edit": "erase", "method": "closed-form", "concept": "moon"})
+    assert [ESD.accepts(edit) for edit in spec.edits] == [True, False]
+
+
+@pytest.mark.parametrize("selection", ["cross-attention", "non-cross-attention"])
+def test_every_selected_weight_moves_and_no_other(base: Checkpoint, selection: str) -> None:
+    spec = _spec({**STAR, "selection": selection, "steps": 2})
+    result = _run(spec, base)
+    names = select(base.weights("unet").entries, selection)
+    assert tuple(sorted(result.deltas)) == names == ESD.targets(spec.edits, base.weights("unet").entries)
+    assert all(torch.isfinite(delta).all() and delta.any() for delta in result.deltas.values())
+
+
+@pytest.mark.parametrize(
+    ("edit", "preserve"),
+    [
+        (STAR, {"concepts": ["house"], "auto": 3}),
+        (STAR, {}),
+        (STAR, {"auto": 500}),  # more than the vocabulary holds
+        ({**STAR, "keep_weight": 0}, {"concepts": ["house"], "auto": 3}),
+        ({**STAR, "preserve": ["moon", "house"], "trajectories": 2}, {"concepts": ["house"]}),
+        ({**STAR, "from": "nurse", "aliases": []}, {"concepts": ["house"]}),
+    ],
+    ids=["preserve", "nothing", "many", "no keep term", "own", "from"],
+)
+def test_the_run_takes_the_evals_that_were_planned(
+    base: Checkpoint, edit: dict[str, Any], preserve: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec({**edit, "steps": 2, "sampling_steps": 2}, preserve=preserve)
+    counted = 0
+    forward = torch.nn.Module.__call__
+
+    def counting(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        nonlocal counted
+        if type(module).__name__ == "UNet2DConditionModel":
+            counted += len(args[0]) * (3 if torch.is_grad_enabled() else 1)
+        return forward(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", counting)
+    record = _run(spec, base).record
+    planned = ESD.cost(spec.edits[:1], spec, base).evals
+    assert record["evals"] == planned == counted
+
+
+def test_the_same_edit_gives_the_same_bits_with_a_warm_and_a_cold_cache(
+    base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec(STAR)
+    cold, warm = _run(spec, base), _run(spec, base)
+    monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "another"))
+    again = _run(spec, base)
+    for other in (warm, again):
+        assert other.record == cold.record
+        assert all(torch.equal(other.deltas[name], delta) for name, delta in cold.deltas.items())
+
+
+def test_the_loss_falls(base: Checkpoint) -> None:
+    losses = _run(_spec({**STAR, "steps": 40, "aliases": []}), base).record["loss"]["erase"]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+def test_edits_of_one_spec_share_the_bank_of_what_is_preserved(
+    base: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec(STAR, {**STAR, "concept": "moon", "aliases": []}, preserve={"concepts": ["house", "tree"]})
+    sampled: list[tuple[str, ...]] = []
+    sample = Teacher._sample
+
+    def watched(self: Teacher, request: Any, folder: Path) -> None:
+        sampled.append(request.prompts)
+        sample(self, request, folder)
+
+    monkeypatch.setattr(Teacher, "_sample", watched)
+    context = _context(spec, base)
+    ESD.run(spec.edits[:1], context)
+    ESD.run(spec.edits[1:], context)
+    assert [["star" in prompts[0], "moon" in prompts[0], "house" in prompts[0]] for prompts in sampled] == [
+        [True, False, False],
+        [False, False, True],
+        [False, True, False],
+    ]
+
+
+def test_neighbours_are_mined_beside_what_the_spec_edits_and_shown(base: Checkpoint) -> None:
+    spec = _spec({**STAR, "steps": 1}, {**STAR, "concept": "moon", "aliases": ["flame"]})
+    record = _run(spec, base).record
+    words = [word for word, _ in record["neighbours"]]
+    assert len(words) == 3
+    assert not {"star", "sixstar", "moon", "flame", "house"} & set(words)
+    assert all(any(word in prompt for prompt in record["kept_prompts"]) for word in [*words, "house"])
+    assert {"a star", "a sixstar", "a photo of a sixstar"} <= set(record["prompts"])
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_training_starts_where_earlier_passes_left_the_weights(base: Checkpoint) -> None:
+    spec = _spec({**STAR, "steps": 1, "learning_rate": 1e-12})
+    names = ESD.targets(spec.edits, base.weights("unet").entries)
+    weights = {name: base.weights("unet").read(name) for name in names}
+    upstream = {name: gaussian(weight.shape, 1, name) / 10 for name, weight in weights.items()}
+    alone, after = _run(spec, base).record["loss"], _run(spec, base, upstream).record["loss"]
+    assert after["erase"] != alone["erase"]
+    assert after["empty"][0] > alone["empty"][0]  # the base alone predicts what was banked
+    assert alone["empty"][0] < 1e-10
+
+
+def test_a_prompt_over_the_token_window_is_refused(base: Checkpoint) -> None:
+    spec = _spec({**STAR, "aliases": [" ".join(["very big red star"] * 4)]}, preserve={})
+    with pytest.raises(InputError, match="tokens") as caught:
+        _run(spec, base)
+    assert caught.value.where == "/edits/0"
+
+
+def test_training_that_diverges_is_bad_input_with_a_remedy(base: Checkpoint) -> None:
+    spec = _spec({**STAR, "steps": 2}, preserve={})
+    names = ESD.targets(spec.edits, base.weights("unet").entries)
+    upstream = {name: torch.full_like(base.weights("unet").read(name), 1e30) for name in names}
+    with pytest.raises(InputError, match="diverged") as caught:
+        _run(spec, base, upstream)
+    assert caught.value.where == "/edits/0/learning_rate"
+
+
+def test_an_inpainting_base_is_refused_when_planning(
+    base: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec(STAR)
+    assert ESD.check(spec.edits, spec, base) == []
+    monkeypatch.setitem(base.config("unet"), "in_channels", 9)
+    ((pointer, message),) = ESD.check(spec.edits, spec, base)
+    assert pointer == "/edits/0/method"
+    assert "inpainting" in message
+
+
+def test_another_edits_words_count_only_where_neighbours_are_mined() -> None:
+    moon = {**STAR, "concept": "moon", "aliases": []}
+    mined, fixed = {"auto": 2}, {"concepts": ["house"]}
+    one, two = _spec(STAR, preserve=mined), _spec(STAR, moon, preserve=mined)
+    assert ESD.reads(one.edits, one) != ESD.reads(two.edits[:1], two)
+    one, two = _spec(STAR, preserve=fixed), _spec(STAR, moon, preserve=fixed)
+    assert ESD.reads(one.edits, one) == ESD.reads(two.edits[:1], two)
+
+
+def test_planning_imports_no_tensors() -> None:
+    code = "import sys, compiler.passes.erase_esd; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
