@@ -179,7 +179,8 @@ class Sampler:
         if not np.isfinite(pixels).all():
             where = str(self.checkpoint.root)
             raise InputError(where, "draws pictures that are not finite numbers", "check its weights")
-        images: Images = (pixels * 255).round().astype(np.uint8)
+        # in C order, as the cache gives them back: sums over pixels must not depend on where they lie
+        images: Images = (pixels * 255).round().astype(np.uint8, order="C")
         return images
 
     def _check_window(self, prompts: Sequence[str]) -> None:

@@ -54,7 +54,9 @@ def evaluate(
     from compiler.grid import before_after_grid
     from compiler.progress import for_terminal
     from editspec import GateFailed, InputError
+    from excise import embedded
 
+    embedded.register()
     built = Artifact.open(artifact)
     loaded, start = _spec_of(built, spec, base)
     if not loaded.gates:
@@ -80,8 +82,11 @@ def evaluate(
         from rich.console import Console
 
         print_report(report.results, Console())
-    if not report.passed:
-        raise GateFailed(", ".join(result.id for result in report.results if not result.passed))
+    if report.passed:
+        return
+    if as_json:  # the report is the one object on stdout
+        click.get_current_context().exit(3)
+    raise GateFailed(", ".join(result.id for result in report.results if not result.passed))
 
 
 def print_report(results: tuple[GateResult, ...], console: Console) -> None:

@@ -54,12 +54,14 @@ def generate(
     from compiler.generate import Draw, Sampler, Sampling, variant_of
     from compiler.progress import for_terminal
     from editspec import InputError, PathBase
+    from excise import embedded
 
     files = named(output, seed, count)
     if not force and (there := next((file for file in files if file.exists()), None)):
         raise InputError(str(there), "exists", "choose another name with -o, or replace it with --force")
     if not output.parent.is_dir():
         raise InputError(str(output.parent), "is not a folder", "create it, or choose another name with -o")
+    embedded.register()
     opened = open_base(PathBase(path=str(checkpoint), variant=variant_of(checkpoint)), Path.cwd())
     draws = [Draw(prompt, seed + k) for k in range(count)]
     sampler = Sampler(opened, device=choose(device).open())
