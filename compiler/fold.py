@@ -88,15 +88,15 @@ class _Totals:
         self.asked = self.missed = 0.0
 
     def add(self, old: Tensor, new: Tensor, asked: Tensor) -> bool:
-        """Count one piece; False where something in it may not be finite. Changes `new`."""
+        """Count one piece; False where something in it may not be finite."""
         import torch
 
-        arrived = new.sub_(old)  # in place: with pieces in the processor's cache, counting costs most
+        arrived = new - old
         changed = int(torch.count_nonzero(asked))
         self.changed += changed
         self.lost += changed - int(torch.count_nonzero(arrived))  # where nothing was asked, nothing arrives
         self.asked += float(torch.dot(asked, asked))
-        missed = float(torch.linalg.vector_norm(arrived.sub_(asked))) ** 2
+        missed = float(torch.linalg.vector_norm(arrived - asked)) ** 2
         self.missed += missed
         return math.isfinite(missed)
 
