@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 BISECTIONS = 80  # halves [0, 1] below the spacing of doubles
+NEGLIGIBLE = 1e-17  # of a sum: below the spacing of doubles
 
 
 @dataclass(frozen=True)
@@ -28,24 +29,29 @@ class Bounds:
 
 
 def binomial_cdf(k: int, n: int, p: float) -> float:
-    """P(X <= k) for X ~ Binomial(n, p), summed exactly over the shorter tail."""
+    """P(X <= k) for X ~ Binomial(n, p), summed exactly over the tail that `k` lies in."""
     if k < 0:
         return 0.0
     if k >= n or p <= 0.0:
         return 1.0
     if p >= 1.0:
         return 0.0
-    if 2 * k > n:
-        return max(0.0, 1.0 - binomial_cdf(n - k - 1, n, 1.0 - p))
-    log_p, log_q = math.log(p), math.log1p(-p)
-    log_n = math.lgamma(n + 1)
-    return min(
-        1.0,
-        math.fsum(
-            math.exp(log_n - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * log_p + (n - i) * log_q)
-            for i in range(k + 1)
-        ),
-    )
+    if k > n * p:
+        return max(0.0, 1.0 - _lower_tail(n - k - 1, n, 1.0 - p))
+    return _lower_tail(k, n, p)
+
+
+def _lower_tail(k: int, n: int, p: float) -> float:
+    """P(X <= k) for k near or below the mean, from the largest term down to those that no longer count."""
+    log_term = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    term = math.exp(log_term + k * math.log(p) + (n - k) * math.log1p(-p))
+    total, odds = 0.0, (1.0 - p) / p
+    for i in range(k, -1, -1):
+        total += term
+        term *= i / (n - i + 1) * odds
+        if term < NEGLIGIBLE * total:
+            break
+    return min(1.0, total)
 
 
 def upper_bound(k: int, n: int, confidence: float) -> float:

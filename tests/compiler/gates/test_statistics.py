@@ -66,6 +66,13 @@ def test_the_binomial_sum_agrees_with_scipy(count, p):
     assert statistics.binomial_cdf(k, n, p) == pytest.approx(stats.binom.cdf(k, n, p), abs=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("k", "n", "p"), [(49_500, 10**6, 0.05), (5000, 10_000, 0.5), (5, 10**6, 1e-5), (1, 3, 0.5)]
+)
+def test_the_binomial_sum_agrees_with_scipy_where_there_are_many_trials(k, n, p):
+    assert statistics.binomial_cdf(k, n, p) == pytest.approx(stats.binom.cdf(k, n, p), rel=1e-8)
+
+
 @settings(max_examples=40)
 @given(st.integers(1, 60), st.floats(0.01, 0.99), confidences)
 def test_the_upper_bound_covers_at_least_as_often_as_it_says(n, rate, confidence):
