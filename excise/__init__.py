@@ -74,6 +74,10 @@ def __getattr__(name: str) -> Any:
 
     refuse_shadows()
     module, attribute = _PUBLIC[name]
+    if module != "editspec":
+        from excise.embedded import register
+
+        register()  # so that {"path": "miniature"} has a meaning
     value = getattr(importlib.import_module(module), attribute)
     globals()[name] = value
     return value
