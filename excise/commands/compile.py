@@ -27,7 +27,9 @@ def compile_(spec: Path, output: Path, force: bool, device: str, cache: Path | N
     and leaves the artifact in `rejected/` beside OUTPUT.
     """
     from editspec import load_spec
+    from excise.embedded import register
 
+    register()
     artifact = build(load_spec(spec), output, force=force, device=device, cache=cache)
     if as_json:
         click.echo(json.dumps(summary(artifact), indent=2, ensure_ascii=False))

@@ -26,7 +26,9 @@ def plan(spec: Path, device: str, cache: Path | None, as_json: bool) -> None:
     from compiler.device import choose
     from compiler.plan import make_plan
     from editspec import load_spec
+    from excise.embedded import register
 
+    register()
     loaded = load_spec(spec)
     checkpoint = open_base(loaded.base, loaded.folder)
     made = make_plan(loaded, checkpoint, StageCache(cache), choose(device))
