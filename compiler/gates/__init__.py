@@ -85,7 +85,7 @@ def check_evaluators(spec: EditSpec, evaluators: Sequence[Evaluator]) -> None:
             if not any(one.label_for(concept, plan.gate.label) for one in evaluators):
                 names = ", ".join(one.id for one in evaluators)
                 who = f"none of {names} has a label" if names else "the spec has no evaluator"
-                remedy = 'give an evaluator "labels" for it, or the gate a "label"'
+                remedy = """say in an evaluator's "labels" what it calls this concept"""
                 findings.append((spec.pointer(plan.gate), f"gate '{plan.id}': {who} for '{concept}'", remedy))
     if findings:
         raise spec.errors(findings)
