@@ -6,7 +6,14 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from compiler.checkpoint import LICENSES, MODEL_INDEX, STEMS, TOKENIZER_FILES, Checkpoint
+from compiler.checkpoint import (
+    LICENSES,
+    MODEL_INDEX,
+    STEMS,
+    TOKENIZER_FILES,
+    Checkpoint,
+    read_components,
+)
 from compiler.weights import CONVERT, PICKLES, index_name, single_name
 from editspec.errors import InputError
 from editspec.model import HubBase, PathBase
@@ -43,17 +50,18 @@ def open_base(base: PathBase | HubBase, spec_dir: Path) -> Checkpoint:
     return Checkpoint.open(spec_dir / Path(base.path).expanduser(), base.variant)
 
 
-def weight_files(listing: Collection[str], variant: str | None) -> list[str]:
-    """Which weight files of a repository's `listing` make up the checkpoint of that variant.
+def weight_files(listing: Collection[str], components: Iterable[str], variant: str | None) -> list[str]:
+    """Which weight files of a repository's `listing` make up the checkpoint of these `components`.
 
-    For each component the variant's own, else the plain ones. Raises `InputError`, naming the component
-    only, where there are nothing but pickles; a component without any weights is left to `Checkpoint.open`.
+    For each the variant's own, else the plain ones. Raises `InputError`, naming the component only, where
+    there are nothing but pickles; a component without any weights is left to `Checkpoint.open`.
     """
     wanted: list[str] = []
-    for component, stem in STEMS.items():
-        inside = [name for name in listing if name.rpartition("/")[0] == component]
-        if not inside:
+    for component in components:
+        stem = STEMS.get(component)
+        if stem is None:  # a tokenizer or scheduler, which has no weights
             continue
+        inside = [name for name in listing if name.rpartition("/")[0] == component]
         found = _of_variant(inside, component, stem, variant) or _of_variant(inside, component, stem, None)
         pickles = sorted(name for name in inside if name.endswith(PICKLES))
         if pickles and not found:
@@ -89,7 +97,7 @@ def _snapshot(base: HubBase) -> Path:
         except (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError):
             return _fetch(base, local=False)
     except InputError as error:
-        raise InputError(f"{where}/{error.where}", error.what, error.remedy) from error
+        raise InputError(f"{where}/{Path(error.where).name}", error.what, error.remedy) from error
     except errors.GatedRepoError as error:
         remedy = "accept its licence on the Hub, then log in with `hf auth login`"
         raise InputError(where, "is a gated repository", remedy) from error
@@ -119,9 +127,12 @@ def _fetch(base: HubBase, *, local: bool) -> Path:
             library_name="excise",
         )
 
-    fetch(list(_SMALL_FILES))
+    if local:
+        # A snapshot whose listing is not kept may be a part, fetched by another program: this call then raises.
+        get_cached_repo_tree(base.repo, revision=base.revision)
+    components = read_components(Path(fetch(list(_SMALL_FILES))) / MODEL_INDEX)
     listing = [file.path for file in get_cached_repo_tree(base.repo, revision=base.revision)]
-    weights = weight_files(listing, base.variant)
+    weights = weight_files(listing, components, base.variant)
     return Path(fetch([*_SMALL_FILES, *weights]))
 
 

@@ -89,7 +89,7 @@ class Checkpoint:
         _require_folder(root)
         if variant is not None and not _VARIANT.fullmatch(variant):
             _refuse(root, f"cannot have a variant {variant!r}", "variants are words such as fp16")
-        components = _components(root / MODEL_INDEX)
+        components = read_components(root / MODEL_INDEX)
         _refuse_code(root, components)
         configs = {name: _config(root / name, name) for name in components}
         family = _family(root, components, configs)
@@ -176,7 +176,8 @@ def _require_folder(root: Path) -> None:
     _refuse(root, "is a file", "give a folder as diffusers' save_pretrained writes it")
 
 
-def _components(path: Path) -> tuple[str, ...]:
+def read_components(path: Path) -> tuple[str, ...]:
+    """The components that a model_index.json lists, sorted. `InputError` where not all are stock ones."""
     index = read_object(path)
     pipeline = index.get("_class_name")
     if pipeline not in _PIPELINES:
