@@ -128,7 +128,7 @@ def _fetch(base: HubBase, *, local: bool) -> Path:
         )
 
     if local:
-        # A snapshot whose listing is not kept may be a part, fetched by another program: this call then raises.
+        # A snapshot without a listing may be a mere part, fetched by another program: this call then raises.
         get_cached_repo_tree(base.repo, revision=base.revision)
     components = read_components(Path(fetch(list(_SMALL_FILES))) / MODEL_INDEX)
     listing = [file.path for file in get_cached_repo_tree(base.repo, revision=base.revision)]
