@@ -34,7 +34,9 @@ class Artifact:
     def open(cls, folder: Path) -> Artifact:
         """`InputError` unless `folder` was built by Excise."""
         if not is_artifact(folder):
-            raise InputError(str(folder), "not an artifact of Excise", "give a folder that `excise compile` wrote")
+            raise InputError(
+                str(folder), "not an artifact of Excise", "give a folder that `excise compile` wrote"
+            )
         return cls(folder)
 
     def path(self, name: str) -> Path:

@@ -80,7 +80,9 @@ class StageCache:
 def _files(folder: Path) -> list[str]:
     """Paths of all files below `folder`, relative, with forward slashes, sorted."""
     return sorted(
-        Path(root, name).relative_to(folder).as_posix() for root, _, names in os.walk(folder) for name in names
+        Path(root, name).relative_to(folder).as_posix()
+        for root, _, names in os.walk(folder)
+        for name in names
     )
 
 

@@ -39,7 +39,9 @@ def eval_seconds(checkpoint: Checkpoint, device: Device) -> float:
     """Estimated seconds of one eval of this checkpoint's U-Net on `device`, in batches."""
     entries = checkpoint.weights("unet").entries
     window = int(checkpoint.config("text_encoder").get("max_position_embeddings", 77))
-    return eval_flops(entries, checkpoint.config("unet"), window) / device.flops + KERNEL_SECONDS * len(entries)
+    return eval_flops(entries, checkpoint.config("unet"), window) / device.flops + KERNEL_SECONDS * len(
+        entries
+    )
 
 
 def _positions(name: str, config: Mapping[str, Any]) -> int:

@@ -36,11 +36,15 @@ def load(path: Path) -> Deltas:
     return {name: read_tensor(entries[name]) for name in sorted(entries)}
 
 
-def check(deltas: Mapping[str, torch.Tensor], targets: Iterable[str], entries: Mapping[str, TensorEntry]) -> None:
+def check(
+    deltas: Mapping[str, torch.Tensor], targets: Iterable[str], entries: Mapping[str, TensorEntry]
+) -> None:
     """Raise `DeltaFault` unless every change is of a declared target, in its shape, fp32 and finite."""
     undeclared = sorted(set(deltas) - set(targets))
     if undeclared:
-        raise DeltaFault(f"it changed {_some(undeclared)}, which it never declared; return these in targets()")
+        raise DeltaFault(
+            f"it changed {_some(undeclared)}, which it never declared; return these in targets()"
+        )
     for name, delta in deltas.items():
         if name not in entries:
             raise DeltaFault(f"the base has no tensor {name}")
@@ -61,7 +65,7 @@ def added(upstream: Mapping[str, torch.Tensor], deltas: Mapping[str, torch.Tenso
 
 
 def statistics(name: str, delta: torch.Tensor, before: torch.Tensor) -> dict[str, Any]:
-    """How far one tensor moved: Frobenius norm, the same relative to `before`, largest and count of changes."""
+    """How far one tensor moved: Frobenius norm, also relative to `before`; largest change; how many changed."""
     norm = float(torch.linalg.vector_norm(delta.double()))
     base = float(torch.linalg.vector_norm(before.double()))
     return {

@@ -26,7 +26,14 @@ KINDS: tuple[DeviceKind, ...] = ("cpu", "cuda", "mps")
 # estimated with, not a promise.
 CPU_CORE_FLOPS = 3.5e10
 GPU_FLOPS = 8.0e12
-GPU_FLOPS_BY_NAME = {"H200": 3.5e13, "H100": 3.5e13, "A100": 1.4e13, "L40": 4.0e13, "4090": 4.0e13, "T4": 4.0e12}
+GPU_FLOPS_BY_NAME = {
+    "H200": 3.5e13,
+    "H100": 3.5e13,
+    "A100": 1.4e13,
+    "L40": 4.0e13,
+    "4090": 4.0e13,
+    "T4": 4.0e12,
+}
 MPS_FLOPS = 4.0e12
 
 
@@ -79,7 +86,9 @@ def choose(requested: str = "auto") -> Device:
         if device is not None:
             return device
     raise InputError(
-        "--device", f"there is no usable '{requested}' device on this machine", "leave --device out, or use cpu"
+        "--device",
+        f"there is no usable '{requested}' device on this machine",
+        "leave --device out, or use cpu",
     )
 
 
@@ -132,7 +141,9 @@ def _torch_has_cuda() -> bool:
 def _vector_units() -> str:
     """The widest vector instructions: convolutions and sums give other bits on other widths."""
     try:
-        flags = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)[0].split())
+        flags = set(
+            re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)[0].split()
+        )
     except (OSError, IndexError):
         return ""
     return next((unit for unit, flag in (("avx512", "avx512f"), ("avx2", "avx2")) if flag in flags), "")

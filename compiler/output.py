@@ -45,7 +45,9 @@ class Output:
             raise InputError(str(out), "not a name for a new folder", "end the path in the artifact's name")
         base = base.resolve()
         if base.is_relative_to(place.resolve()) or place.resolve().is_relative_to(base):
-            raise InputError(str(out), "the base checkpoint lies there", "choose a folder apart from the base")
+            raise InputError(
+                str(out), "the base checkpoint lies there", "choose a folder apart from the base"
+            )
         if os.path.lexists(place):
             _require_replaceable(out, place, force)
         rejects = place.parent / REJECTED / place.name
@@ -74,7 +76,9 @@ class Output:
         try:
             atomic.publish(built.folder, self.out, replace=self.force)
         except FileExistsError as error:
-            raise InputError(str(self.out), "appeared while compiling", "choose another path or --force") from error
+            raise InputError(
+                str(self.out), "appeared while compiling", "choose another path or --force"
+            ) from error
         return Artifact(self.out)
 
     def reject(self, built: Artifact) -> Artifact:
@@ -112,8 +116,8 @@ def _require_space(out: Path, place: Path, needed_bytes: int) -> None:
         raise InputError(str(there), *REFUSALS[errno.ENOTDIR])
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(str(there), *REFUSALS[errno.EACCES])
-    free = shutil.disk_usage(there).free
-    if free < needed_bytes:
+    total, _, free = shutil.disk_usage(there)
+    if total and free < needed_bytes:  # some virtual file systems tell of no size at all
         what = f"needs {needed_bytes / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB left"
         raise InputError(str(out), what, "free some space, or choose another disk")
 

@@ -76,7 +76,9 @@ def compile_spec(
     with storage_refusals(out):
         checkpoint = open_base(spec.base, spec.folder)
         plan = make_plan(spec, checkpoint, cache, device, passes)
-        output = Output.claimed(out, force=force, base=checkpoint.root, needed_bytes=_bytes_of(checkpoint, plan))
+        output = Output.claimed(
+            out, force=force, base=checkpoint.root, needed_bytes=_bytes_of(checkpoint, plan)
+        )
         with output.building() as built:
             deltas, records = run_passes(spec, checkpoint, plan, cache, progress)
             report = link_checkpoint(checkpoint, plan, deltas, built, progress)
@@ -137,7 +139,9 @@ def _run_into(folder: Path, planned: PlannedPass, context: PassContext) -> None:
     moved = [statistics(name, delta, context.weight(name)) for name, delta in deltas.items()]
     record = {**planned.as_dict(), "tensors": moved, "record": dict(result.record)}
     save(deltas, folder / DELTAS)
-    (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n", "utf-8")
+    (folder / RECORD).write_text(
+        json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n", "utf-8"
+    )
 
 
 def link_checkpoint(

@@ -102,7 +102,7 @@ class Plan:
         }
 
     def outlook(self) -> dict[str, Any]:
-        """`as_dict` with this machine's estimates and what its cache holds: what `excise plan --json` prints."""
+        """`as_dict` with this machine's estimates and what its cache holds, for `excise plan --json`."""
         passes = [
             {
                 **planned.as_dict(),

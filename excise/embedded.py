@@ -16,14 +16,16 @@ NAME = "miniature"
 
 @cache
 def register() -> None:
-    """Make `{"path": "miniature"}` mean the embedded model, judged by its oracles unless a spec names others."""
+    """Make `{"path": "miniature"}` mean the embedded model, judged by its oracles unless told otherwise."""
     register_embedded(NAME, _model)
     register_evaluators(NAME, _evaluators)
 
 
 def _model() -> Path:
     if not (MODEL / "model_index.json").is_file():
-        raise InputError(NAME, "its weights are missing from this installation", "install Excise from a wheel")
+        raise InputError(
+            NAME, "its weights are missing from this installation", "install Excise from a wheel"
+        )
     return MODEL
 
 

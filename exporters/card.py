@@ -1,4 +1,4 @@
-"""The model card: what was edited, what the gates measured, what that does not show, and what it was made from."""
+"""The model card: what was edited, what was measured, what that does not show, and what it was made from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 from compiler.artifact import CARD, DELTAS, EDITS, GATES, GRID, LOCK, SPEC, Artifact
 
 LIMITS = (
-    "An edit changes what the model does with a concept; it is no proof that the model has forgotten it. "
-    "Whoever holds the weights can bring a concept back by fine-tuning on a few images, by a learned "
-    "embedding (textual inversion), or by subtracting the published change.",
-    "The gates hold for the prompts, seeds, sampler, guidance scale and evaluators named in "
-    f"`{GATES}`, at the confidence stated there, and for nothing else.",
+    (
+        "An edit changes what the model does with a concept; it is no proof that the model has forgotten it. "
+        "Whoever holds the weights can bring a concept back by fine-tuning on a few images, by a learned "
+        "embedding (textual inversion), or by subtracting the published change."
+    ),
+    (
+        "The gates hold for the prompts, seeds, sampler, guidance scale and evaluators named in "
+        f"`{GATES}`, at the confidence stated there, and for nothing else."
+    ),
     "An evaluator can be wrong in both directions; a rate below its own error rate says nothing.",
     "Concepts that are near an edited one may have changed without a gate noticing it.",
 )
@@ -59,7 +63,10 @@ def _metadata(spec: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
     if "repo" in base:
         # The Hub's word for any change of a model's weights.
         facts |= {"base_model": base["repo"], "base_model_relation": "finetune"}
-    tags = ["stable-diffusion-xl" if lock["base"]["family"] == "sdxl" else "stable-diffusion", "text-to-image"]
+    tags = [
+        "stable-diffusion-xl" if lock["base"]["family"] == "sdxl" else "stable-diffusion",
+        "text-to-image",
+    ]
     tags += ["diffusers", "safetensors", "excise", *publish.get("tags", [])]
     facts |= {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": list(dict.fromkeys(tags))}
     present = {key: value for key, value in facts.items() if value is not None}
@@ -69,8 +76,9 @@ def _metadata(spec: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
 def _opening(spec: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
     count = len(spec["edits"])
     return (
-        f"{_base_name(lock)} with {count} edit{'s' if count != 1 else ''} folded into the U-Net's own weights by "
-        f"Excise {lock['libraries']['excise']}. It loads like any checkpoint; there is no adapter to leave out.\n\n"
+        f"{_base_name(lock)} with {count} edit{'s' if count != 1 else ''} folded into the U-Net's own weights "
+        f"by Excise {lock['libraries']['excise']}. It loads like any checkpoint; there is no adapter to leave "
+        "out.\n\n"
         "```python\n"
         "from diffusers import DiffusionPipeline\n\n"
         'pipeline = DiffusionPipeline.from_pretrained("this-folder-or-repository")\n'
@@ -86,7 +94,9 @@ def _edits_table(spec: Mapping[str, Any], edits: Mapping[str, Any]) -> str:
         relative = [tensor["relative"] for tensor in run["tensors"] if tensor["relative"]]
         largest = f"{max(relative):.2g}" if relative else "0"
         together = f", with {len(run['edits']) - 1} more" if len(run["edits"]) > 1 else ""
-        rows.append([_code(edit["id"]), _subject(edit), f"{run['pass']}{together}", len(run["tensors"]), largest])
+        rows.append(
+            [_code(edit["id"]), _subject(edit), f"{run['pass']}{together}", len(run["tensors"]), largest]
+        )
     return _table(["edit", "what", "method", "tensors changed", "largest relative change"], rows)
 
 
@@ -104,7 +114,8 @@ def _tensors(edits: Mapping[str, Any]) -> Iterator[str]:
     count = edits["tensors"]
     yield (
         f"Of {count['total']:,} tensors {count['changed']:,} changed; the other {count['copied']:,} are "
-        f"the base's, byte for byte. The exact change is in `{DELTAS}`, statistics for each tensor in `{EDITS}`."
+        f"the base's, byte for byte. The exact change is in `{DELTAS}`, statistics of each tensor in "
+        f"`{EDITS}`."
     )
 
 
@@ -112,7 +123,7 @@ def _rejection(gates: Mapping[str, Any]) -> Iterator[str]:
     failed = [result["id"] for result in gates["gates"] if not result["passed"]]
     if failed:
         named = ", ".join(_code(name) for name in failed)
-        yield f"> **Rejected.** These gates failed: {named}. This checkpoint is kept for study; do not publish it."
+        yield f"> **Rejected.** These gates failed: {named}. This is kept for study; do not publish it."
 
 
 def _gates_part(gates: Mapping[str, Any]) -> Iterator[str]:
@@ -123,15 +134,17 @@ def _gates_part(gates: Mapping[str, Any]) -> Iterator[str]:
         [
             _code(result["id"]),
             "passed" if result["passed"] else "**failed**",
-            _number(result.get("observed")),
-            _number(result.get("bound")),
-            _number(result.get("limit")),
-            result.get("n", ""),
+            _number(result["observed"]),
+            _number(result["bound"]),
+            _number(result["limit"]),
+            _number(result["control"].get("rate")),
+            result["n"],
         ]
         for result in gates["gates"]
     ]
-    yield _table(["gate", "result", "observed", "bound", "limit", "images"], rows)
-    yield "A gate passes when its one-sided confidence bound, not only the observed value, is within the limit."
+    yield _table(["gate", "result", "observed", "bound", "limit", "base", "draws"], rows)
+    yield "\n".join(f"- {_code(result['id'])}: {_text(result['reason'])}" for result in gates["gates"])
+    yield "A gate passes when the bound of its confidence interval, not the observed value, is within the limit."
 
 
 def _origin(lock: Mapping[str, Any]) -> str:
@@ -140,12 +153,15 @@ def _origin(lock: Mapping[str, Any]) -> str:
     rows = [
         ["base", f"{_base_name(lock)}, {pinned}sha256 of its files `{base['digest']}`"],
         ["spec", f"sha256 `{lock['spec']}`, in full below and in `{SPEC}`"],
-        ["made on", f"{_text(lock['device']['class'])}, " + ", ".join(f"{k} {v}" for k, v in libraries.items())],
+        [
+            "made on",
+            f"{_text(lock['device']['class'])}, " + ", ".join(f"{k} {v}" for k, v in libraries.items()),
+        ],
     ]
     rebuild = (
-        f"Every input is pinned in `{LOCK}`. The same spec, base, libraries and class of machine give the same "
-        f"bytes: `excise compile {SPEC} -o NEW`. This card and the manifest are statements of the maker and not "
-        "signed; as build provenance they amount to SLSA Build L1 at most."
+        f"Every input is pinned in `{LOCK}`. `excise compile {SPEC} -o NEW`, with the base where the spec says, "
+        "gives the same weights again on the same libraries and class of machine. This card and the manifest "
+        "are statements of the maker and not signed; as build provenance they are SLSA Build L1 at most."
     )
     return _table(["", ""], rows) + "\n\n" + rebuild
 
@@ -153,7 +169,10 @@ def _origin(lock: Mapping[str, Any]) -> str:
 def _licence(spec: Mapping[str, Any]) -> str:
     licence = spec.get("publish", {}).get("license")
     stated = f"Published under {_code(licence)}. " if licence else ""
-    return stated + "This is a derivative of its base: the base's licence and use restrictions go on applying to it."
+    return (
+        stated
+        + "This is a derivative of its base: the base's licence and use restrictions go on applying to it."
+    )
 
 
 def _base_name(lock: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The manifest: every file of an artifact with its size and sha256, and the check that nothing changed since."""
+"""The manifest: every file of an artifact with size and sha256, and the check that nothing changed since."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def _listed(artifact: Artifact) -> dict[str, dict[str, Any]]:
     manifest = artifact.read(MANIFEST)
     where = str(artifact.path(MANIFEST))
     if not isinstance(manifest, dict) or manifest.get("manifest") != VERSION:
-        raise InputError(where, f"not a manifest of version {VERSION}", "check it with the Excise that wrote it")
+        raise InputError(
+            where, f"not a manifest of version {VERSION}", "check it with the Excise that wrote it"
+        )
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
         raise InputError(where, "its list of files is damaged", "compile or download the artifact again")
@@ -64,7 +66,11 @@ def _listed(artifact: Artifact) -> dict[str, dict[str, Any]]:
 
 
 def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("sha256"), str)
+    )
 
 
 def _is_bookkeeping(name: str) -> bool:

@@ -98,9 +98,7 @@ class EditPass(ABC):
     def accepts(self, edit: Edit) -> bool:
         """Whether this pass compiles `edit`."""
 
-    def check(
-        self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint
-    ) -> list[tuple[str, str]]:
+    def check(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         """What is wrong with these edits on this checkpoint: (JSON pointer, message) pairs. No tensors."""
         return []
 
@@ -138,7 +136,9 @@ def discover() -> tuple[EditPass, ...]:
             and not inspect.isabstract(member)
         ]
         if not passes:
-            raise TypeError(f"{loaded.__name__} defines no EditPass; a file in this folder is one edit method")
+            raise TypeError(
+                f"{loaded.__name__} defines no EditPass; a file in this folder is one edit method"
+            )
         found += passes
     names = [edit_pass.name for edit_pass in found]
     for name in names:

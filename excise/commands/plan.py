@@ -47,7 +47,9 @@ def print_plan(made: Plan, console: Console) -> None:
 
     device = made.device
     place = f"{device.device_class}, {device.cores} cores" if device.kind == "cpu" else device.device_class
-    console.print(f"[bold]{escape(made.name)}[/bold] on {made.family} base {made.base_digest[:12]}, {escape(place)}")
+    console.print(
+        f"[bold]{escape(made.name)}[/bold] on {made.family} base {made.base_digest[:12]}, {escape(place)}"
+    )
     passes = Table("pass", "edits", box=None, header_style="bold", pad_edge=False)
     for head in ("tensors", "parameters", "evals", "time", "memory", "cache"):
         passes.add_column(head, justify="right")
@@ -69,13 +71,22 @@ def print_plan(made: Plan, console: Console) -> None:
             gates.add_column(head, justify="right")
         for gate in made.gates:
             allowed = "-" if gate.allowed is None else str(gate.allowed)
-            row = (f"{gate.limit:.3g}", f"{gate.gate.confidence:.3g}", f"{len(gate.trials):,}", allowed, f"{gate.evals:,}")
+            row = (
+                f"{gate.limit:.3g}",
+                f"{gate.gate.confidence:.3g}",
+                f"{len(gate.trials):,}",
+                allowed,
+                f"{gate.evals:,}",
+            )
             gates.add_row(escape(gate.id), gate.gate.gate, *row)
         console.print()
         console.print(gates)
     else:
         console.print("\nno gates: the result will carry no proof")
-    console.print(f"\n{made.evals:,} evals to do, about {duration(made.seconds)}, {shortened(made.memory_bytes)}B of memory")
+    console.print(
+        f"\n{made.evals:,} evals to do, about {duration(made.seconds)}, "
+        f"{shortened(made.memory_bytes)}B of memory"
+    )
 
 
 def duration(seconds: float) -> str:

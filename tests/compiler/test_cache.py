@@ -84,7 +84,9 @@ def test_a_writer_killed_half_way_leaves_no_entry_and_its_leftovers_are_swept(tm
         "StageCache(Path(sys.argv[1])).put('d' * 64, write)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"writing\n"

@@ -31,6 +31,12 @@ def build(out: Path, base: Path, text: str, *, force: bool = False) -> Artifact:
         return output.deliver(built)
 
 
+def break_off(output: Output) -> None:
+    with output.building() as built:
+        fill(built.folder, "half")
+        raise RuntimeError("broken")
+
+
 def text_at(folder: Path) -> str:
     return (folder / "model_index.json").read_text("utf-8")
 
@@ -45,9 +51,8 @@ def test_a_delivered_folder_is_at_its_place_and_nothing_else_is_left(tmp_path: P
 
 def test_a_failing_build_leaves_no_trace_not_even_parent_folders(tmp_path: Path, base: Path) -> None:
     output = Output.claimed(tmp_path / "deep" / "out", force=False, base=base, needed_bytes=0)
-    with pytest.raises(RuntimeError), output.building() as built:
-        fill(built.folder, "half")
-        raise RuntimeError("broken")
+    with pytest.raises(RuntimeError):
+        break_off(output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
 
@@ -67,10 +72,8 @@ def test_force_replaces_an_earlier_artifact(tmp_path: Path, base: Path) -> None:
 def test_a_forced_build_that_fails_leaves_the_old_artifact(tmp_path: Path, base: Path) -> None:
     build(tmp_path / "out", base, "old")
     output = Output.claimed(tmp_path / "out", force=True, base=base, needed_bytes=0)
-    with pytest.raises(RuntimeError), output.building() as built:
-        fill(built.folder, "half")
-        assert text_at(tmp_path / "out") == "old"
-        raise RuntimeError("broken")
+    with pytest.raises(RuntimeError):
+        break_off(output)
     assert text_at(tmp_path / "out") == "old"
 
 
@@ -93,7 +96,7 @@ def test_the_base_is_never_written_to(tmp_path: Path, base: Path, place: str) ->
 
 
 def test_a_disk_without_room_is_refused_before_any_work(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(InputError, match="needs 1000000000.0 GB"):
+    with pytest.raises(InputError, match="but the disk has"):
         Output.claimed(tmp_path / "out", force=False, base=base, needed_bytes=10**18)
 
 
@@ -118,9 +121,10 @@ def test_two_builds_of_one_place_do_not_mix(tmp_path: Path, base: Path) -> None:
 
 def test_what_appears_while_compiling_is_not_overwritten(tmp_path: Path, base: Path) -> None:
     output = Output.claimed(tmp_path / "out", force=False, base=base, needed_bytes=0)
-    with pytest.raises(InputError, match="appeared while compiling"), output.building() as built:
+    with output.building() as built:
         (tmp_path / "out").mkdir()
-        output.deliver(built)
+        with pytest.raises(InputError, match="appeared while compiling"):
+            output.deliver(built)
     assert list((tmp_path / "out").iterdir()) == []
 
 

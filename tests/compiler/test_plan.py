@@ -166,9 +166,7 @@ def test_the_plan_says_what_the_cache_holds_but_its_stored_form_does_not(
     assert json.loads(json.dumps(after.outlook()))["passes"][0]["cached"] is True
 
 
-def test_where_a_local_base_lies_is_no_part_of_the_plan(
-    tiny_checkpoint: Path, copy_of: Any
-) -> None:
+def test_where_a_local_base_lies_is_no_part_of_the_plan(tiny_checkpoint: Path, copy_of: Any) -> None:
     here = plan_of(spec_of(edit("star"), base=tiny_checkpoint), tiny_checkpoint)
     there = copy_of(tiny_checkpoint)
     moved = plan_of(spec_of(edit("star"), base=there.parent / tiny_checkpoint.name), there)
@@ -184,9 +182,13 @@ def test_planning_loads_neither_torch_nor_numpy(tiny_checkpoint: Path, tmp_path:
         "from compiler.plan import make_plan\nfrom editspec import load_spec\n"
         "spec = load_spec(sys.argv[1])\n"
         "make_plan(spec, open_base(spec.base, spec.folder), StageCache(), choose())\n"
-        "print([name for name in ('torch', 'numpy', 'diffusers', 'transformers', 'scipy') if name in sys.modules])\n"
+        "heavy = ('torch', 'numpy', 'diffusers', 'transformers', 'scipy')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "spec.json")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, str(tmp_path / "spec.json")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "[]\n"

@@ -22,7 +22,16 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree", "ctypes.dlsym")
+EVENTS = (
+    "open",
+    "os.rename",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.chmod",
+    "shutil.rmtree",
+    "ctypes.dlsym",
+)
 PASSES = 3
 
 
@@ -76,12 +85,19 @@ def test_nothing_is_left_beside_the_output_or_in_the_cache(builds: dict[str, Any
         assert killed["resumed"]["building"] == []
 
 
-def test_a_forced_rebuild_that_is_killed_leaves_the_old_artifact_or_the_new_one(builds: dict[str, Any]) -> None:
+def test_a_forced_rebuild_that_is_killed_leaves_the_old_artifact_or_the_new_one(
+    builds: dict[str, Any],
+) -> None:
     assert [killed["signal"] for killed in builds["forced"]] == [signal.SIGKILL] * len(builds["forced"])
     old, new = builds["undisturbed"]["files"], builds["other"]["files"]
     assert old != new
-    found = ["old" if killed["files"] == old else "new" if killed["files"] == new else "ruins" for killed in builds["forced"]]
-    assert found == ["old", "old", "new", "new"], "before the exchange, at it, and while the old one is removed"
+    found = [
+        "old" if killed["files"] == old else "new" if killed["files"] == new else "ruins"
+        for killed in builds["forced"]
+    ]
+    assert found == ["old", "old", "new", "new"], (
+        "before the exchange, at it, and while the old one is removed"
+    )
 
 
 def main(checkpoint: Path, place: Path) -> None:
@@ -107,7 +123,7 @@ def main(checkpoint: Path, place: Path) -> None:
 def build(
     checkpoint: Path, place: Path, die_at: tuple[int, int] = (-1, 0), seed: int = 0, force: bool = False
 ) -> dict[str, Any]:
-    """Compile in a forked child that kills itself at `die_at`: (marks passed, events since the last of them)."""
+    """Compile in a forked child that kills itself at `die_at`: (marks passed, events since)."""
     place.mkdir(exist_ok=True)
     read, write = os.pipe()
     child = os.fork()
@@ -149,7 +165,13 @@ def compile_in(checkpoint: Path, place: Path, die_at: tuple[int, int], seed: int
         {"id": name, "edit": "erase", "concept": name, "method": method}
         for name, method in (("star", "esd"), ("moon", "esd"), ("tree", "closed-form"))
     ]
-    document = {"editspec": 1, "name": "killed", "base": {"path": str(checkpoint)}, "seed": seed, "edits": edits}
+    document = {
+        "editspec": 1,
+        "name": "killed",
+        "base": {"path": str(checkpoint)},
+        "seed": seed,
+        "edits": edits,
+    }
     spec = parse_spec(json.dumps(document))
     counts = [0]
 
@@ -198,9 +220,13 @@ def passes(log: Path) -> Sequence[Any]:
                 file.write(f"{edits[0].id}\n")
             names = self.targets(edits, context.checkpoint.weights("unet").entries)
             weights = {name: context.weight(name) for name in names}
-            noise = {name: gaussian(tuple(weight.shape), context.seed, name) for name, weight in weights.items()}
+            noise = {
+                name: gaussian(tuple(weight.shape), context.seed, name) for name, weight in weights.items()
+            }
             # Depends on what came before, so that a pass run out of order or twice would show.
-            return PassResult({name: 0.1 * weights[name] * noise[name] for name in names}, {"edits": len(edits)})
+            return PassResult(
+                {name: 0.1 * weights[name] * noise[name] for name in names}, {"edits": len(edits)}
+            )
 
     class Distilled(Nudge):
         name, order, merges = "erase/esd", 10, False

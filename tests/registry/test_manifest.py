@@ -52,7 +52,9 @@ def test_what_downloading_adds_is_no_difference(artifact: Artifact) -> None:
     assert check_manifest(artifact.folder) == ()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"manifest": 2, "files": {}}', '{"manifest": 1, "files": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"manifest": 2, "files": {}}', '{"manifest": 1, "files": {"a": 1}}']
+)
 def test_a_manifest_that_cannot_be_understood_is_refused(artifact: Artifact, text: str) -> None:
     artifact.path(MANIFEST).write_text(text, "utf-8")
     with pytest.raises(InputError, match=r"manifest\.json"):
