@@ -70,7 +70,7 @@ class Neighbourhood:
         """The words whose input embeddings are nearest: encoding 20,000 words would take minutes."""
         if len(words) <= size:
             return list(words)
-        table = self.text.parts[-1].input_embeddings()
+        table = self.text.parts[-1].input_embeddings
         table = torch.nn.functional.normalize(table - table.mean(0), dim=-1)
         ids = self.text.tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in words])
         own = self.text.token_ids([concept])[0][1:-1]

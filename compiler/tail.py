@@ -93,12 +93,13 @@ def _forward(text: TextEncoder, prompts: Sequence[str], seen: tuple[int, ...], d
     causal = torch.full((len(seen), len(seen)), float("-inf"), device=device).triu(1)
     states = []
     for part in text.parts:
-        mask = (causal + counts.log()).to(part.model.dtype)  # softmax of x + log n counts a key n times
+        mask = (causal + counts.log()).to(
+            part.input_embeddings.dtype
+        )  # softmax of x + log n counts a key n times
         batch = max(1, 2048 // len(seen))
         rows = []
         for start in range(0, len(prompts), batch):
             ids = part.padded(prompts[start : start + batch])[0][:, seen]
-            whole = mask.expand(len(ids), 1, -1, -1).contiguous()
-            rows.append(part.states(ids, whole, places[None]))
+            rows.append(part.states(ids, mask, places))
         states.append(torch.cat(rows))
     return torch.cat(states, dim=-1)

@@ -131,5 +131,45 @@ def test_missing_text_encoder_weights_are_refused_not_made_up(
     tensors = load_file(path)
     tensors.pop(next(name for name in tensors if "mlp.fc1.weight" in name))
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(InputError, match="lacks 1 weights"):
+    with pytest.raises(InputError, match="lacks 1 weights in the shapes"):
         TextEncoder.from_checkpoint(Checkpoint.open(folder))
+
+
+def test_padding_is_hidden_from_an_encoder_that_asks_for_it(
+    tiny_checkpoint: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    folder = copy_of(tiny_checkpoint)
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_attention_mask": True}))
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    with torch.no_grad():
+        stock, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
+    text = TextEncoder.from_checkpoint(Checkpoint.open(folder))
+    torch.testing.assert_close(text.encode(PROMPTS), stock)
+
+
+def test_an_unknown_activation_is_refused(tiny_checkpoint: Path, copy_of: Callable[[Path], Path]) -> None:
+    folder = copy_of(tiny_checkpoint)
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_act": "relu"}))
+    with pytest.raises(InputError, match="activation 'relu'"):
+        TextEncoder.from_checkpoint(Checkpoint.open(folder))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("eos", [2, None])
+def test_the_encoder_equals_transformers_whatever_its_configuration(
+    tiny_checkpoint_sdxl: Path, copy_of: Callable[[Path], Path], activation: str, eos: int | None
+) -> None:
+    folder = copy_of(tiny_checkpoint_sdxl)
+    for name in ("text_encoder", "text_encoder_2"):
+        path = folder / name / "config.json"
+        config = json.loads(path.read_text()) | {"hidden_act": activation, "layer_norm_eps": 1e-3}
+        path.write_text(json.dumps(config | ({"eos_token_id": eos} if eos else {})))
+    stock, _, pooled, _ = StableDiffusionXLPipeline.from_pretrained(folder).encode_prompt(
+        PROMPTS, device="cpu"
+    )
+    text = TextEncoder.from_checkpoint(Checkpoint.open(folder))
+    torch.testing.assert_close(text.encode(PROMPTS), stock)
+    torch.testing.assert_close(text.encode_pooled(PROMPTS), pooled)
