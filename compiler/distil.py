@@ -162,7 +162,7 @@ def _accumulate(
         part = slice(start, start + micro_batch)
         predicted = predict(unet, model_input[part], timestep[part], prompts.rows(prompt[part]))
         loss = pointwise_loss(predicted - target[part], settings.loss).mean(dim=(1, 2, 3))
-        (loss * share[part]).sum().backward()  # type: ignore[no-untyped-call]
+        (loss * share[part]).sum().backward()
         found.append(loss.detach())
     means, at = list[float](), 0
     losses = torch.cat(found)

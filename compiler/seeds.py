@@ -71,18 +71,22 @@ def epoch_batch(count: int, batch: int, step: int, seed: int, *names: str | int)
 
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
-    """Inside, torch uses only algorithms that give the same bits twice; the former settings come back."""
+    """Inside, torch uses only algorithms that give the same bits twice; the former settings come back.
+
+    fp32 is then fp32 on a GPU too: TF32 would round to ten bits, and what a concept changes in a prediction is
+    a small difference of large numbers.
+    """
     import torch
 
     # cuBLAS reads this when its handle is made, which is after the first GPU matrix product.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32

@@ -28,7 +28,7 @@ def build_unet(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> nn
 
     config = checkpoint.config("unet")
     with torch.device("meta"):  # no time for an initialisation that is overwritten, no draw for it either
-        unet: nn.Module = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
+        unet: nn.Module = UNet2DConditionModel.from_config(config)
     weights = checkpoint.weights("unet")
     # A copy of each: the file's own memory map must never be written to by training.
     state = {name: weights.read(name).to(device, torch.float32, copy=True) for name in weights.entries}
