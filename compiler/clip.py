@@ -113,7 +113,7 @@ class Clip:
     def states(self, ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """What cross-attention reads, (n, tokens, width), for ids (n, tokens).
 
-        A float `mask` (tokens, tokens) is added to the attention scores and replaces the causal one; an integer
+        A float `mask` (tokens, tokens) is added to attention scores and replaces the causal one; an integer
         mask (n, tokens) hides the tokens where it is 0. `positions` (tokens,) are 0, 1, 2, ... unless given.
         """
         if self.penultimate:
