@@ -73,8 +73,8 @@ def epoch_batch(count: int, batch: int, step: int, seed: int, *names: str | int)
 def reproducible() -> Iterator[None]:
     """Inside, torch uses only algorithms that give the same bits twice; the former settings come back.
 
-    fp32 is then fp32 on a GPU too: TF32 would round to ten bits, and what a concept changes in a prediction is
-    a small difference of large numbers.
+    fp32 is then fp32 on a GPU too: TF32 would round to ten bits, and what a concept changes in a
+    prediction is a small difference of large numbers.
     """
     import torch
 
