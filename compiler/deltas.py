@@ -65,7 +65,7 @@ def added(upstream: Mapping[str, torch.Tensor], deltas: Mapping[str, torch.Tenso
 
 
 def statistics(name: str, delta: torch.Tensor, before: torch.Tensor) -> dict[str, Any]:
-    """How far one tensor moved: Frobenius norm, also relative to `before`; largest change; how many changed."""
+    """How far a tensor moved: Frobenius norm, also relative to `before`; largest change; count of changes."""
     norm = float(torch.linalg.vector_norm(delta.double()))
     base = float(torch.linalg.vector_norm(before.double()))
     return {

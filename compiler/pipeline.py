@@ -87,8 +87,8 @@ def compile_spec(
             for callback in finish:
                 callback(built)
             if failed:
-                rejected = output.reject(built)
-                raise GateFailed(f"{', '.join(failed)}; the artifact is kept in {rejected.folder}")
+                kept = output.reject(built).folder
+                raise GateFailed("\n  ".join([*failed, f"the artifact is kept in {kept}"]))
             return output.deliver(built)
 
 
@@ -184,12 +184,12 @@ def prove(
     cache: StageCache,
     progress: Progress,
 ) -> list[str]:
-    """Let the gates measure the linked checkpoint; write gates.json; the ids of those that failed."""
+    """Let the gates measure the linked checkpoint; write gates.json; which failed and why."""
     from compiler.gates import run_gates
 
     report = run_gates(spec, checkpoint, built, spec.folder, device.open(), progress, cache)
     built.write(layout.GATES, report.as_dict())
-    return [result.id for result in report.results if not result.passed]
+    return [f"{result.id}: {result.reason}" for result in report.results if not result.passed]
 
 
 def _bytes_of(checkpoint: Checkpoint, plan: Plan) -> int:

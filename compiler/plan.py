@@ -12,6 +12,7 @@ from compiler.device import Device
 from compiler.passes import EditPass, discover
 from compiler.provenance import published_spec
 from compiler.versions import library_versions
+from compiler.windows import too_long
 from editspec.canonical import digest
 from editspec.errors import listed, quoted
 
@@ -139,6 +140,8 @@ def make_plan(
     if misfits := _misfits(spec, checkpoint, groups):
         raise spec.errors(misfits)
     gates = _planned_gates(spec)
+    if long := too_long(spec, checkpoint, gates):
+        raise spec.errors(long)
     return Plan(
         name=spec.name,
         spec_digest=digest(published_spec(spec)),

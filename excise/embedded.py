@@ -12,6 +12,7 @@ from editspec import EvaluatorRef, InputError
 from excise.miniature.assets import EVALUATORS, MODEL, evaluator_folder
 
 NAME = "miniature"
+DEMO = Path(__file__).parent / "miniature" / "demo.json"
 
 
 @cache
@@ -31,3 +32,8 @@ def _model() -> Path:
 
 def _evaluators() -> Sequence[EvaluatorRef]:
     return tuple(EvaluatorRef(id=name, model=str(evaluator_folder(name).absolute())) for name in EVALUATORS)
+
+
+def demo_spec() -> Path:
+    """The spec that `excise demo` compiles."""
+    return DEMO

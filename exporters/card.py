@@ -76,9 +76,9 @@ def _metadata(spec: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
 def _opening(spec: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
     count = len(spec["edits"])
     return (
-        f"{_base_name(lock)} with {count} edit{'s' if count != 1 else ''} folded into the U-Net's own weights "
-        f"by Excise {lock['libraries']['excise']}. It loads like any checkpoint; there is no adapter to leave "
-        "out.\n\n"
+        f"{_base_name(lock)} with {count} edit{'s' if count != 1 else ''} folded into the U-Net's own "
+        f"weights by Excise {lock['libraries']['excise']}. It loads like any checkpoint; there is no adapter to "
+        "leave out.\n\n"
         "```python\n"
         "from diffusers import DiffusionPipeline\n\n"
         'pipeline = DiffusionPipeline.from_pretrained("this-folder-or-repository")\n'
@@ -144,7 +144,7 @@ def _gates_part(gates: Mapping[str, Any]) -> Iterator[str]:
     ]
     yield _table(["gate", "result", "observed", "bound", "limit", "base", "draws"], rows)
     yield "\n".join(f"- {_code(result['id'])}: {_text(result['reason'])}" for result in gates["gates"])
-    yield "A gate passes when the bound of its confidence interval, not the observed value, is within the limit."
+    yield "A gate passes when the bound of its interval, not the observed value, is within the limit."
 
 
 def _origin(lock: Mapping[str, Any]) -> str:
@@ -159,8 +159,8 @@ def _origin(lock: Mapping[str, Any]) -> str:
         ],
     ]
     rebuild = (
-        f"Every input is pinned in `{LOCK}`. `excise compile {SPEC} -o NEW`, with the base where the spec says, "
-        "gives the same weights again on the same libraries and class of machine. This card and the manifest "
+        f"Every input is pinned in `{LOCK}`. `excise compile {SPEC} -o NEW`, with the base where the spec "
+        "says, gives the same weights again on the same libraries and class of machine. This card and the manifest "
         "are statements of the maker and not signed; as build provenance they are SLSA Build L1 at most."
     )
     return _table(["", ""], rows) + "\n\n" + rebuild

@@ -30,11 +30,20 @@ def compile_(spec: Path, output: Path, force: bool, device: str, cache: Path | N
     from excise.embedded import register
 
     register()
-    artifact = build(load_spec(spec), output, force=force, device=device, cache=cache)
+    report(build(load_spec(spec), output, force=force, device=device, cache=cache), as_json)
+
+
+def report(artifact: Artifact, as_json: bool) -> None:
+    """Say what was built: the path (or JSON) on stdout, tables for people on stderr."""
+    from excise import summary
+
     if as_json:
-        click.echo(json.dumps(summary(artifact), indent=2, ensure_ascii=False))
-    else:
-        click.echo(str(artifact.folder))
+        click.echo(json.dumps(summary.as_dict(artifact), indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    summary.show(artifact, Console(stderr=True))
+    click.echo(str(artifact.folder))
 
 
 def build(
@@ -57,18 +66,3 @@ def build(
         force=force,
         finish=(write_card, write_manifest),
     )
-
-
-def summary(artifact: Artifact) -> dict[str, object]:
-    """What was built, as JSON."""
-    from compiler.artifact import GATES, LOCK, PLAN
-
-    planned, lock = artifact.read(PLAN), artifact.read(LOCK)
-    return {
-        "artifact": str(artifact.folder),
-        "name": planned["name"],
-        "spec": lock["spec"],
-        "base": lock["base"]["digest"],
-        "passes": planned["passes"],
-        "gates": artifact.read(GATES)["gates"],
-    }

@@ -1,0 +1,80 @@
+"""What a build did, for people: every gate with its measurement beside its limit, and how far each edit moved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from compiler.artifact import EDITS, GATES, GRID, LOCK, PLAN, Artifact
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def as_dict(artifact: Artifact) -> dict[str, Any]:
+    """What was built, as JSON."""
+    planned, lock, gates = artifact.read(PLAN), artifact.read(LOCK), artifact.read(GATES)
+    grid = artifact.path(GRID)
+    return {
+        "ok": gates["passed"],
+        "artifact": str(artifact.folder),
+        "name": planned["name"],
+        "spec": lock["spec"],
+        "base": lock["base"]["digest"],
+        "passes": planned["passes"],
+        "gates": gates["gates"],
+        "grid": str(grid) if grid.is_file() else None,
+    }
+
+
+def show(artifact: Artifact, console: Console) -> None:
+    """Tables of gates and edits, the reasons of the gates, and where the grid is."""
+    gates = artifact.read(GATES)["gates"]
+    if gates:
+        _show_gates(gates, console)
+    else:
+        console.print("no gates: the result carries no proof")
+    console.print()
+    _show_edits(artifact.read(EDITS)["passes"], console)
+    if artifact.path(GRID).is_file():
+        console.print(
+            f"\nbefore and after: {artifact.path(GRID)}", soft_wrap=True, highlight=False, markup=False
+        )
+
+
+def _show_gates(gates: list[dict[str, Any]], console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("gate", "kind", "verdict", box=None, header_style="bold", pad_edge=False)
+    for head in ("measured", "bound", "limit", "base", "draws"):
+        table.add_column(head, justify="right")
+    for gate in gates:
+        verdict = "[green]passed[/green]" if gate["passed"] else "[bold red]failed[/bold red]"
+        numbers = (gate["observed"], gate["bound"], gate["limit"], gate["control"].get("rate"))
+        shown = ("-" if number is None else f"{100 * number:.1f} %" for number in numbers)
+        table.add_row(escape(gate["id"]), gate["gate"], verdict, *shown, f"{gate['n']:,}")
+    console.print(table)
+    for gate in gates:
+        if not gate["passed"]:
+            console.print(f"{gate['id']}: {gate['reason']}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _show_edits(runs: list[dict[str, Any]], console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("edits", "pass", box=None, header_style="bold", pad_edge=False)
+    for head in ("tensors", "parameters", "evals", "mean change", "largest"):
+        table.add_column(head, justify="right")
+    for run in runs:
+        relative = [tensor["relative"] or 0.0 for tensor in run["tensors"]] or [0.0]
+        table.add_row(
+            escape(", ".join(run["edits"])),
+            run["pass"],
+            f"{len(run['tensors']):,}",
+            f"{sum(tensor['parameters'] for tensor in run['tensors']):,}",
+            f"{run['evals']:,}",
+            f"{100 * sum(relative) / len(relative):.2f} %",
+            f"{100 * max(relative):.2f} %",
+        )
+    console.print(table)
