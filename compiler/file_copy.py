@@ -32,14 +32,26 @@ def opened(path: Path) -> Iterator[FileIO]:
 @contextlib.contextmanager
 def create(path: Path) -> Iterator[FileIO]:
     """A file for writing that must not be there yet; readable by all, whatever the umask says."""
-    with FileIO(path, "x") as file:
-        try:
-            path.chmod(0o644)
-            yield file
-        except OSError as error:
-            if error.filename is None:  # a call on a handle does not know what it failed on
-                error.filename = str(path)
-            raise
+    with _named_in_errors(path), FileIO(path, "x") as file:
+        path.chmod(0o644)
+        yield file
+
+
+@contextlib.contextmanager
+def reopen(path: Path) -> Iterator[FileIO]:
+    """A file that `create` made, opened once more, to write at other places in it at the same time."""
+    with _named_in_errors(path), FileIO(path, "r+") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:  # a call on a handle does not know what it failed on
+            error.filename = str(path)
+        raise
 
 
 def read_exactly(source: FileIO, buffer: memoryview, at: int, path: Path) -> None:

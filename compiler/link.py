@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.atomic import remove
 from compiler.checkpoint import MODEL_INDEX, UNET, Checkpoint
 from compiler.file_copy import copy_range, create, opened, write_all
-from compiler.fold import LinkError, TensorRounding, fold
+from compiler.fold import LinkError, TensorRounding, fold_all
 from compiler.json_file import read_object
 from compiler.output import storage_refusals
 from compiler.safetensors_file import METADATA, TensorEntry, encode_header, read_header, read_metadata
@@ -57,7 +57,8 @@ class LinkReport:
 def link(base: Checkpoint, deltas: Mapping[str, Tensor], out: Path) -> LinkReport:
     """Write `base` with `deltas` folded into its U-Net to the folder `out`, which is missing or empty.
 
-    `deltas` are fp32, by U-Net name, each asked for once, so the mapping may read them lazily. Keys, shapes,
+    `deltas` are fp32, by U-Net name. Each is asked for once, from one of a few threads, and let go at once,
+    so the mapping may read them lazily. Keys, shapes,
     types and sharding stay; files of a variant get their plain names, so that diffusers loads the result
     without being told. Raises `LinkError` for a delta that does not fit (our own fault) and `InputError` for
     a full disk or a base that changes meanwhile; nothing is left behind then. Nothing is flushed to disk
@@ -117,33 +118,27 @@ def _link_file(path: Path, deltas: Mapping[str, Tensor], target: Path) -> list[T
     """Write one safetensors file; the report on those of its tensors that have a delta."""
     entries, data_start = read_header(path)
     header = encode_header(entries.values())
-    rounding = []
     with opened(path) as source, create(target) as sink:
         if read_metadata(path) == METADATA:  # usual: then a file without edits stays the same byte for byte
             header = source.read(data_start)
         write_all(sink, header, 0)
         shift = len(header) - data_start
-        for run in _runs(entries.values(), deltas):
-            if isinstance(run, TensorEntry):
-                rounding.append(fold(run, deltas[run.name], source, sink, shift))
-            else:
-                copy_range(source, sink, run.start, run.stop, shift, path)
-    return rounding
+        for run in _untouched(entries.values(), deltas):
+            copy_range(source, sink, run.start, run.stop, shift, path)
+    edited = [entry for entry in entries.values() if entry.name in deltas]
+    return fold_all(edited, deltas, target, shift) if edited else []
 
 
-def _runs(entries: Iterable[TensorEntry], deltas: Mapping[str, Tensor]) -> Iterable[TensorEntry | range]:
-    """The data in order: edited tensors one by one, and byte ranges without edits, as long as possible."""
-    start = stop = None
+def _untouched(entries: Iterable[TensorEntry], deltas: Mapping[str, Tensor]) -> list[range]:
+    """The byte ranges of tensors without a delta, in order, each as long as possible."""
+    runs: list[range] = []
     for entry in entries:
         if entry.name not in deltas:
-            start, stop = entry.start if start is None else start, entry.stop
-            continue
-        if start is not None and stop is not None:
-            yield range(start, stop)
-            start = None
-        yield entry
-    if start is not None and stop is not None:
-        yield range(start, stop)
+            if runs and runs[-1].stop == entry.start:
+                runs[-1] = range(runs[-1].start, entry.stop)
+            else:
+                runs.append(range(entry.start, entry.stop))
+    return runs
 
 
 def _write_index(weights: Weights, names: Mapping[Path, str], target: Path) -> None:
