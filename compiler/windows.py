@@ -1,4 +1,4 @@
-"""Finds prompts that are longer than the base reads, while planning: sampling would cut them without a word."""
+"""Finds prompts that are longer than the base reads, while planning: sampling would silently cut them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _Window:
         path = self._folder / "tokenizer.json"
         try:
             tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else self._from_tables()
-        except Exception as error:  # noqa: BLE001 - the library raises nothing more special
+        except Exception as error:  # the library raises nothing more special
             raise InputError(
                 str(self._folder), f"is no readable tokenizer: {error}", "fetch it again"
             ) from error

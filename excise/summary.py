@@ -1,4 +1,4 @@
-"""What a build did, for people: every gate with its measurement beside its limit, and how far each edit moved."""
+"""What a build did, for people: every gate's measurement beside its limit, and how far each edit moved."""
 
 from __future__ import annotations
 

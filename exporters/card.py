@@ -77,8 +77,8 @@ def _opening(spec: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
     count = len(spec["edits"])
     return (
         f"{_base_name(lock)} with {count} edit{'s' if count != 1 else ''} folded into the U-Net's own "
-        f"weights by Excise {lock['libraries']['excise']}. It loads like any checkpoint; there is no adapter to "
-        "leave out.\n\n"
+        f"weights by Excise {lock['libraries']['excise']}. It loads like any checkpoint; there is no adapter "
+        "to leave out.\n\n"
         "```python\n"
         "from diffusers import DiffusionPipeline\n\n"
         'pipeline = DiffusionPipeline.from_pretrained("this-folder-or-repository")\n'
@@ -160,8 +160,9 @@ def _origin(lock: Mapping[str, Any]) -> str:
     ]
     rebuild = (
         f"Every input is pinned in `{LOCK}`. `excise compile {SPEC} -o NEW`, with the base where the spec "
-        "says, gives the same weights again on the same libraries and class of machine. This card and the manifest "
-        "are statements of the maker and not signed; as build provenance they are SLSA Build L1 at most."
+        "says, gives the same weights again on the same libraries and class of machine. This card and the "
+        "manifest are statements of the maker and not signed; as build provenance they are SLSA Build L1 at "
+        "most."
     )
     return _table(["", ""], rows) + "\n\n" + rebuild
 

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compiler import artifact as layout
+from compiler.artifact import Artifact
+from exporters.card import write_card
+
+
+def gate(name: str = "erased-star", passed: bool = True, **more: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = {"id": name, "gate": "erased", "passed": passed, "reason": "star seen in 0 of 59"}
+    facts |= {"observed": 0.0, "bound": 0.0495, "limit": 0.05, "n": 59, "control": {"rate": 0.98}}
+    return {**facts, **more}
+
+
+def card(tmp_path: Path, *, gates: tuple[dict[str, Any], ...] = (gate(),), **more: Any) -> str:
+    """The card of an artifact with one edit, as text."""
+    artifact = Artifact(tmp_path)
+    edit = {"id": "no-star", "edit": "erase", "concept": "star", "anchor": "shape", **more.pop("edit", {})}
+    base = more.pop("base", {"path": "sd15"})
+    spec = {"name": "hardened", "base": base, "edits": [edit], "publish": {"license": "apache-2.0"}, **more}
+    tensors = [{"tensor": "a", "relative": 0.01}, {"tensor": "b", "relative": 0.25}]
+    run = {"edits": [edit["id"]], "pass": "erase/closed-form", "tensors": tensors}
+    lock = {
+        "spec": "5" * 64,
+        "base": {**base, "family": "sd1", "digest": "b" * 64},
+        "libraries": {"excise": "1.2.3", "torch": "2.13"},
+        "device": {"class": "cpu x86_64 avx2"},
+    }
+    artifact.write(layout.SPEC, spec)
+    artifact.write(layout.LOCK, lock)
+    artifact.write(layout.EDITS, {"passes": [run], "tensors": {"total": 1100, "changed": 2, "copied": 1098}})
+    artifact.write(layout.GATES, {"passed": all(one["passed"] for one in gates), "gates": list(gates)})
+    write_card(artifact)
+    return artifact.path(layout.CARD).read_text("utf-8")
+
+
+def test_the_head_is_what_the_hub_reads(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    text = card(tmp_path, base={"repo": "org/sd15", "revision": "a" * 40})
+    data = ModelCard(text).data.to_dict()
+    assert data["license"] == "apache-2.0"
+    assert data["base_model"] == "org/sd15"
+    assert data["base_model_relation"] == "finetune"
+    assert data["library_name"] == "diffusers"
+    assert data["pipeline_tag"] == "text-to-image"
+    assert "excise" in data["tags"]
+
+
+def test_a_local_base_is_no_base_model_of_the_hub(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    assert "base_model" not in ModelCard(card(tmp_path)).data.to_dict()
+
+
+def test_the_card_says_what_was_edited_measured_and_made_from(tmp_path: Path) -> None:
+    text = card(tmp_path)
+    assert "| `no-star` | erase star to shape | erase/closed-form | 2 | 0.25 |" in text
+    assert "| `erased-star` | passed | 0 | 0.0495 | 0.05 | 0.98 | 59 |" in text
+    assert "Of 1,100 tensors 2 changed; the other 1,098 are the base's, byte for byte." in text
+    assert "b" * 64 in text
+    assert "5" * 64 in text
+    assert "Excise 1.2.3" in text
+    assert '"concept": "star"' in text
+
+
+def test_the_card_states_the_limits_of_what_was_shown(tmp_path: Path) -> None:
+    text = card(tmp_path)
+    assert "no proof that the model has forgotten it" in text
+    assert "SLSA Build L1 at most" in text
+    assert "the base's licence and use restrictions go on" in text
+
+
+def test_a_card_without_gates_claims_no_evidence(tmp_path: Path) -> None:
+    assert "a claim without evidence" in card(tmp_path, gates=())
+
+
+def test_a_rejected_artifact_says_so_at_the_top(tmp_path: Path) -> None:
+    text = card(tmp_path, gates=(gate(), gate("drift", passed=False)))
+    assert text.index("**Rejected.** These gates failed: `drift`") < text.index("## What was edited")
+
+
+def test_the_grid_is_shown_where_there_is_one(tmp_path: Path) -> None:
+    assert "](provenance/grid.png)" not in card(tmp_path)
+    (tmp_path / layout.GRID).write_bytes(b"")
+    assert "](provenance/grid.png)" in card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "a | b",
+        "<script>alert(1)</script>",
+        "[x](http://evil)",
+        "**bold**",
+        "a\n# heading",
+        "`code`",
+        "``` fence",
+    ],
+)
+def test_words_of_a_spec_stay_words(words: str, tmp_path: Path) -> None:
+    text = card(tmp_path, edit={"concept": words}, name=words)
+    body, _, quoted = text.partition("## The edit spec")
+    assert words.replace("\n", " ") not in body.replace("\\", "\\ ")
+    row = next(line for line in body.splitlines() if line.startswith("| `no-star`"))
+    assert row.replace("\\|", "").count("|") == 6
+    fence = quoted.strip().split("json")[0]
+    assert quoted.count(f"\n{fence}\n") == 1, "only the fence itself ends the spec"
+
+
+def test_equal_artifacts_get_equal_cards(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    assert card(tmp_path / "one") == card(tmp_path / "two")
