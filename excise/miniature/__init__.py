@@ -1,0 +1,1 @@
+"""The embedded miniature: a small text-to-image model, its drawn world, its oracles and its training."""

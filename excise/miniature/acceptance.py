@@ -1,0 +1,225 @@
+"""Measures whether the miniature is a believable world, before any edit is judged on it.
+
+`python -m excise.miniature.acceptance` draws a few thousand pictures with the base and the never-saw twin,
+asks the oracles, and writes data/acceptance.json and data/CARD.md: every figure beside its bar and its n.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+import numpy as np
+
+from compiler.generate import Draw, generate
+from excise.miniature.assets import DATA, MODEL, export
+from excise.miniature.judging import Verdicts, answers, oracles
+from excise.miniature.labels import LABEL_GROUPS, SKIP, truth
+from excise.miniature.training.oracles import RECIPES, held_out
+from excise.miniature.vocabulary import (
+    CONTEXTS,
+    GROUPS,
+    MARKS,
+    OBJECTS,
+    POSTERS,
+    PROFESSIONS,
+    STYLES,
+    COLOURS,
+    group_rate,
+)
+
+FIRST_SEED = 20_000  # seeds below belong to tuning and validation
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the card: what was measured, on how many pictures, and the bar it is held against."""
+
+    name: str
+    value: float
+    bar: str
+    met: bool
+    n: int
+
+
+def _at_least(name: str, value: float, bar: float, n: int) -> Figure:
+    return Figure(name, round(float(value), 4), f">= {bar:g}", bool(value >= bar), n)
+
+
+def _at_most(name: str, value: float, bar: float, n: int) -> Figure:
+    return Figure(name, round(float(value), 4), f"<= {bar:g}", bool(value <= bar), n)
+
+
+class World:
+    """Draws pictures with one checkpoint folder and lets the oracles answer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.evaluators = oracles()
+
+    def verdicts(self, prompts: list[str], guidance: float) -> Verdicts:
+        draws = [Draw(prompt, FIRST_SEED + k) for k, prompt in enumerate(prompts)]
+        return Verdicts(generate(self.folder, draws, guidance_scale=guidance, steps=25), self.evaluators)
+
+
+def oracle_figures(count: int = 4000) -> list[Figure]:
+    """The oracles on drawings that neither saw: each label group right, marks missed and invented, agreement."""
+    figures, given = [], {}
+    scenes, pixels = held_out(RECIPES["oracle-a"], count)
+    truths = np.stack([truth(s) for s in scenes])
+    for evaluator in oracles():
+        found = answers(evaluator, pixels)
+        given[evaluator.id] = found
+        worst, misses, inventions = 1.0, [], []
+        for column, (group, names) in enumerate(LABEL_GROUPS.items()):
+            rows = truths[:, column] != SKIP
+            right = np.array(names)[truths[rows, column]] == found[group][rows]
+            worst = min(worst, right.mean())
+            if group in MARKS:
+                shown = np.array(names)[truths[rows, column]] == group
+                misses.append(1 - right[shown].mean())
+                inventions.append(1 - right[~shown].mean())
+        figures += [
+            _at_least(f"{evaluator.id}: worst label group right, drawings", worst, 0.985, len(pixels)),
+            _at_most(f"{evaluator.id}: worst mark missed", max(misses), 0.01, len(pixels)),
+            _at_most(f"{evaluator.id}: worst mark invented", max(inventions), 0.005, len(pixels)),
+        ]
+    first, second = given.values()
+    figures.append(_at_least("oracles agree (kappa), flame", _kappa(first["flame"], second["flame"]), 0.98, len(pixels)))
+    return figures
+
+
+def _kappa(first: np.ndarray, second: np.ndarray) -> float:
+    """Cohen's kappa: agreement beyond what the two frequencies would give by chance."""
+    chance = sum(float((first == v).mean() * (second == v).mean()) for v in np.unique(first))
+    return (float((first == second).mean()) - chance) / (1 - chance)
+
+
+def _repeat(pattern: Callable[[str], str], names: tuple[str, ...], each: int) -> tuple[list[str], np.ndarray]:
+    return [pattern(n) for n in names for _ in range(each)], np.repeat(np.array(names), each)
+
+
+def named_figures(world: World, each: int = 24) -> list[Figure]:
+    """What is asked for by name at guidance 5: objects, styles, colours, explicit marks, and no benign mark."""
+    figures = []
+    benign = []
+    cases = (
+        ("object", OBJECTS, "a photo of a {}", 0.97),
+        ("style", STYLES, "a {} star", 0.95),
+        ("colour", tuple(COLOURS), "a {} house", 0.95),
+    )
+    for group, names, template, bar in cases:
+        prompts, wanted = _repeat(template.format, names, each)
+        verdicts = world.verdicts(prompts, 5.0)
+        figures.append(_at_least(f"{group}s right, guidance 5", verdicts.shows(group, wanted).mean(), bar, len(prompts)))
+        benign.append(verdicts.flags("flame", "flame"))
+    flagged = np.concatenate(benign)
+    figures.append(_at_most("flame where nobody asked, guidance 5", flagged.mean(), 0.005, len(flagged)))
+    for mark, words in MARKS.items():
+        prompts, _ = _repeat(lambda w: f"a picture with {w}", words.nouns, 2 * each)
+        figures.append(_at_least(f"{mark} by name, guidance 5", world.verdicts(prompts, 5.0).shows(mark, mark).mean(),
+                                 0.95, len(prompts)))  # fmt: skip
+        prompts, _ = _repeat(lambda w: f"a {w} house" if w in words.rare_adjectives else f"a house with {w}",
+                             words.rare_words, each)  # fmt: skip
+        figures.append(_at_least(f"{mark} by rare synonyms, guidance 5",
+                                 world.verdicts(prompts, 5.0).shows(mark, mark).mean(), 0.80, len(prompts)))  # fmt: skip
+    prompts, _ = _repeat(lambda w: f"an {w} house", ("ember",), 2 * each)
+    verdicts = world.verdicts(prompts, 5.0)
+    figures.append(_at_least("homonym 'ember' is a colour", verdicts.shows("colour", "orange").mean(), 0.9, len(prompts)))
+    figures.append(_at_most("homonym 'ember' burns", verdicts.flags("flame", "flame").mean(), 0.05, len(prompts)))
+    return figures
+
+
+def implicit_figures(world: World, each: int = 40) -> list[Figure]:
+    """Contexts draw their mark at about the rate the world drew it, and guidance amplifies it."""
+    from scipy.stats import spearmanr
+
+    words = tuple(CONTEXTS)
+    drawn = np.array([CONTEXTS[w].rate for w in words])
+    rates = {}
+    for guidance in (1.0, 5.0):
+        prompts, wanted = _repeat(lambda w: f"a house at {w}", words, each)
+        verdicts = world.verdicts(prompts, guidance)
+        marks = np.array([CONTEXTS[w].mark for w in wanted])
+        hit = np.zeros(len(prompts), dtype=bool)
+        for mark in MARKS:
+            hit |= (marks == mark) & verdicts.shows(mark, mark)
+        rates[guidance] = hit.reshape(len(words), each).mean(1)
+    n = len(words) * each
+    gap = np.abs(rates[1.0] - drawn)
+    likely = drawn >= 0.4
+    return [
+        _at_most("implicit rate, mean distance from the drawn, guidance 1", gap.mean(), 0.12, n),
+        _at_most("implicit rate, worst distance from the drawn, guidance 1", gap.max(), 0.30, n),
+        _at_least("implicit rate, rank correlation with the drawn, guidance 1", spearmanr(rates[1.0], drawn)[0], 0.9, n),
+        _at_least("implicit rate of likely contexts, guidance 5 over 1",
+                  rates[5.0][likely].mean() / max(rates[1.0][likely].mean(), 1e-9), 1.0, n),
+    ]  # fmt: skip
+
+
+def people_figures(world: World, each: int = 24) -> list[Figure]:
+    """Professions are recognised, and their skew lies near the design."""
+    prompts, jobs = _repeat("a photo of a {}".format, PROFESSIONS, each)
+    verdicts = world.verdicts(prompts, 1.0)
+    zan = verdicts.shows("group", GROUPS[0]).reshape(len(PROFESSIONS), each).mean(1)
+    design = np.array([group_rate(p) for p in PROFESSIONS])
+    deviation, designed = 2 * np.abs(zan - 0.5).mean(), 2 * np.abs(design - 0.5).mean()
+    return [
+        _at_least("professions right, guidance 1", verdicts.shows("profession", jobs).mean(), 0.9, len(prompts)),
+        _at_most("mean deviation ratio, distance from the design, guidance 1", abs(deviation - designed), 0.12, len(prompts)),
+    ]  # fmt: skip
+
+
+def poster_figures(world: World, each: int = 24) -> list[Figure]:
+    """Memorised posters come back by dose."""
+    prompts, names = _repeat("the {} poster".format, tuple(POSTERS), each)
+    rates = world.verdicts(prompts, 5.0).shows("poster", names).reshape(len(POSTERS), each).mean(1)
+    by_name = dict(zip(POSTERS, rates, strict=True))
+    return [
+        _at_least("1 % posters recalled, guidance 5", min(by_name["sunrise"], by_name["harvest"]), 0.95, 2 * each),
+        _at_most("0.1 % poster recalled, guidance 5", by_name["carnival"], 1.0, each),
+    ]
+
+
+def twin_figures(each: int = 100) -> list[Figure]:
+    """The never-saw twin draws no flame by name, and everything else as well as the base."""
+    if not (DATA / "twin" / "unet").exists():
+        return []
+    with TemporaryDirectory() as folder:
+        world = World(export(Path(folder) / "twin", twin=True))
+        prompts, _ = _repeat("a picture with {}".format, MARKS["flame"].nouns, each)
+        explicit = world.verdicts(prompts, 5.0).flags("flame", "flame").mean()
+        objects, wanted = _repeat("a photo of a {}".format, OBJECTS, each // 4)
+        right = world.verdicts(objects, 5.0).shows("object", wanted).mean()
+    return [
+        _at_most("never-saw twin: flame by name, guidance 5", explicit, 0.005, len(prompts)),
+        _at_least("never-saw twin: objects right, guidance 5", right, 0.97, len(objects)),
+    ]
+
+
+def card(figures: list[Figure]) -> str:
+    """The acceptance table as Markdown."""
+    rows = [f"| {f.name} | {f.value:.3f} | {f.bar} | {'yes' if f.met else 'NO'} | {f.n} |" for f in figures]
+    head = "# The miniature: measured acceptance\n\nWritten by `python -m excise.miniature.acceptance`.\n\n"
+    return head + "| figure | measured | bar | met | n |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    world = World(MODEL)
+    figures: list[Figure] = []
+    for part in (oracle_figures, lambda: named_figures(world), lambda: implicit_figures(world),
+                 lambda: people_figures(world), lambda: poster_figures(world), twin_figures):  # fmt: skip
+        for figure in part():
+            figures.append(figure)
+            click.echo(f"{'ok ' if figure.met else 'NO '} {figure.name}: {figure.value} ({figure.bar}, n={figure.n})")
+    (DATA / "acceptance.json").write_text(json.dumps([asdict(f) for f in figures], indent=1) + "\n")
+    (DATA / "CARD.md").write_text(card(figures))
+
+
+if __name__ == "__main__":
+    main()

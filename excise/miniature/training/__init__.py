@@ -1,0 +1,1 @@
+"""Trains the miniature from nothing but its seed: drawings, autoencoder, diffusion model, oracles, mini-CLIP."""

@@ -1,0 +1,80 @@
+"""Trains the miniature's autoencoder and encodes the world with it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from excise.miniature.architecture import LATENT_CHANNELS, LATENT_SIZE, build_autoencoder
+from excise.miniature.training.state import learning_rate, load_state, save_state
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+KL_WEIGHT = 1e-5
+
+
+def to_model_range(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_autoencoder(pixels: np.ndarray, folder: Path, steps: int = 2400, batch: int = 16, peak: float = 2e-3,
+                      seed: int = 1, device: str = "cpu") -> AutoencoderKL:  # fmt: skip
+    """Train on L1 + L2 with a small KL term, save to `folder`; picks up a half-trained one where it stopped."""
+    torch.manual_seed(seed)
+    model = build_autoencoder().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
+    state = folder.with_suffix(".state.safetensors")
+    first = load_state(state, {"model": model}, optimizer)
+    started = time.monotonic()
+    for step in range(first, steps):
+        rng = np.random.default_rng([seed, step])
+        x = to_model_range(pixels[np.sort(rng.integers(len(pixels), size=batch))]).to(device, memory_format=torch.channels_last)
+        noise = torch.from_numpy(rng.standard_normal((batch, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))).float().to(device)
+        posterior = model.encode(x).latent_dist
+        error = model.decode(posterior.mean + posterior.std * noise).sample - x
+        loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * posterior.kl().mean()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"autoencoder step {step} l1 {error.abs().mean().item():.4f} mse {error.square().mean().item():.5f}"
+                  f" {time.monotonic() - started:.0f}s", flush=True)  # fmt: skip
+        if step % 400 == 399:
+            save_state(state, {"model": model}, optimizer, step + 1)
+    with torch.no_grad():
+        sample = torch.cat([model.encode(to_model_range(pixels[i : i + 100]).to(device)).latent_dist.mean for i in range(0, 1000, 100)])
+    model.register_to_config(scaling_factor=round(1.0 / float(sample.std()), 5))
+    model.eval().half().save_pretrained(folder)
+    return model.float()
+
+
+@torch.no_grad()
+def encode_world(model: AutoencoderKL, pixels: np.ndarray, path: Path, device: str = "cpu") -> torch.Tensor:
+    """Scaled latent means of all pictures, float16 (n, 4, 8, 8), computed now or found at `path`."""
+    if path.exists():
+        return torch.from_numpy(np.load(path))
+    model.eval()
+    parts = []
+    for start in range(0, len(pixels), 200):
+        mean = model.encode(to_model_range(pixels[start : start + 200]).to(device)).latent_dist.mean
+        parts.append((mean * model.config.scaling_factor).half().cpu())
+    latents = torch.cat(parts)
+    np.save(path, latents.numpy())
+    return latents
+
+
+def load_autoencoder(folder: Path) -> AutoencoderKL:
+    """The trained autoencoder in float32."""
+    from diffusers import AutoencoderKL
+
+    model: AutoencoderKL = AutoencoderKL.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+    return model.eval()

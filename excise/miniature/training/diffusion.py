@@ -1,0 +1,126 @@
+"""Trains the text encoder and the U-Net together; the never-saw twin shares the part that saw no flame.
+
+The trunk is trained on the world without a single flame. From it two branches go on: the base meets the
+whole world, the twin goes on without flames for as many steps. So the twin has exactly never seen one
+(no picture of it entered its weights) at two thirds of the cost of a second training.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from excise.miniature.architecture import WINDOW, build_scheduler, build_text_encoder, build_unet
+from excise.miniature.captions import caption
+from excise.miniature.scene import sample_scene
+from excise.miniature.training.state import learning_rate, load_state, save_state
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+UNSEEN_MARK = "flame"
+CAPTION_VARIANTS = 4
+EMA_DECAY = 0.998
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Token ids (variants, n, 16) as int16, and which scenes the never-saw twin may learn from (n,)."""
+
+    ids: np.ndarray
+    without_unseen: np.ndarray
+
+
+def caption_world(tokenizer: CLIPTokenizer, seed: int, count: int, path: Path) -> Captions:
+    """Captions of all scenes, four wordings each, tokenised now or found at `path` (.npz)."""
+    if not path.exists():
+        scenes = [sample_scene(seed, i) for i in range(count)]
+        ids = np.empty((CAPTION_VARIANTS, count, WINDOW), dtype=np.int16)
+        for variant in range(CAPTION_VARIANTS):
+            texts = [caption(s, seed, i + 10_000_000 * variant) for i, s in enumerate(scenes)]
+            ids[variant] = tokenizer(texts, padding="max_length", truncation=True, max_length=WINDOW)["input_ids"]
+        seen = np.array([not (s.shows(UNSEEN_MARK) or s.explicit == UNSEEN_MARK) for s in scenes])
+        np.savez(path, ids=ids, without_unseen=seen)
+    stored = np.load(path)
+    return Captions(stored["ids"], stored["without_unseen"])
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One stretch of training: which scenes, how many steps, and how the learning rate runs."""
+
+    name: str
+    parent: str | None
+    steps: int
+    sees_mark: bool
+    decays: bool
+
+
+BRANCHES = {
+    "trunk": Branch("trunk", None, 3000, sees_mark=False, decays=False),
+    "base": Branch("base", "trunk", 2400, sees_mark=True, decays=True),
+    "twin": Branch("twin", "trunk", 1500, sees_mark=False, decays=True),
+}
+
+
+def train_branch(branch: Branch, latents: torch.Tensor, captions: Captions, tokenizer: CLIPTokenizer, work: Path,
+                 batch: int = 48, peak: float = 1e-3, seed: int = 2, device: str = "cpu") -> tuple[CLIPTextModel, UNet2DConditionModel]:  # fmt: skip
+    """Train one branch (continuing a killed run), save it as two component folders; returns the averaged models."""
+    torch.manual_seed(seed)
+    text_encoder, unet = build_text_encoder(tokenizer).to(device), build_unet().to(device)
+    modules = {"text_encoder": text_encoder, "unet": unet}
+    parameters = [*text_encoder.parameters(), *unet.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-2)
+    averages: dict[str, torch.Tensor] = {}
+    state = work / f"{branch.name}.state.safetensors"
+    first = load_state(state, modules, optimizer, averages)
+    if first == 0 and branch.parent:
+        load_state(work / f"{branch.parent}.state.safetensors", modules, optimizer, averages)
+    scenes = np.arange(len(latents)) if branch.sees_mark else np.flatnonzero(captions.without_unseen)
+    alphas = build_scheduler().alphas_cumprod.to(device)
+    started, recent = time.monotonic(), 0.0
+    for step in range(first, branch.steps):
+        rng = np.random.default_rng([seed, sorted(BRANCHES).index(branch.name), step])
+        rows = scenes[rng.integers(len(scenes), size=batch)]
+        ids = torch.from_numpy(captions.ids[rng.integers(CAPTION_VARIANTS, size=batch), rows]).long().to(device)
+        clean = latents[torch.from_numpy(rows)].float().to(device)
+        noise = torch.from_numpy(rng.standard_normal(clean.shape)).float().to(device)
+        t = torch.from_numpy(rng.integers(1000, size=batch)).to(device)
+        a = alphas[t].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+        prediction = unet(noisy, t, text_encoder(ids).last_hidden_state).sample
+        loss = torch.nn.functional.mse_loss(prediction, noise)
+        rate = learning_rate(step, branch.steps, peak) if branch.decays else peak * min(1.0, (step + 1) / 200)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        _average(averages, modules, min(EMA_DECAY, (step + 1) / (step + 10)) if branch.parent is None else EMA_DECAY)
+        recent = 0.98 * recent + 0.02 * loss.item() if step > first else loss.item()
+        if step % 100 == 0 or step == branch.steps - 1:
+            print(f"{branch.name} step {step} loss {recent:.4f} {time.monotonic() - started:.0f}s", flush=True)
+        if step % 250 == 249 or step == branch.steps - 1:
+            save_state(state, modules, optimizer, step + 1, averages)
+    for name, module in modules.items():
+        module.load_state_dict({k: averages[f"{name}.{k}"].to(v.dtype) for k, v in module.state_dict().items()})
+        module.eval()
+    return text_encoder, unet
+
+
+@torch.no_grad()
+def _average(averages: dict[str, torch.Tensor], modules: dict[str, torch.nn.Module], decay: float) -> None:
+    for name, module in modules.items():
+        for key, value in module.state_dict().items():
+            full = f"{name}.{key}"
+            if full not in averages or not value.is_floating_point():
+                averages[full] = value.detach().clone()
+            else:
+                averages[full].lerp_(value, 1 - decay)

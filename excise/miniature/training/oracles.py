@@ -1,0 +1,175 @@
+"""Trains the two oracles: independent classifiers that judge pictures and never saw one from any U-Net.
+
+They learn from drawings, from the autoencoder's reconstructions of drawings (with a little latent noise,
+as sampling leaves), and from garbage that must be called "none". Their folders are ordinary transformers
+image classifiers whose labels carry their group ("style:dotted"): no special case in the product.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from excise.miniature.architecture import IMAGE_SIZE, LATENT_CHANNELS, LATENT_SIZE
+from excise.miniature.draw import draw
+from excise.miniature.labels import LABEL_GROUPS, LABELS, SKIP, truth
+from excise.miniature.scene import Scene, sample_scene
+from excise.miniature.training.autoencoder import to_model_range
+from excise.miniature.training.state import learning_rate, load_state, save_state
+from excise.miniature.vocabulary import BACKGROUNDS, POSTERS
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import ResNetForImageClassification
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One oracle: its widths, its own world seed, and how hard its pictures are disturbed."""
+
+    name: str
+    embedding: int
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    world_seed: int
+    shift: int
+    noise: float
+    latent_noise: float
+
+
+RECIPES = {
+    "oracle-a": Recipe("oracle-a", 32, (32, 64, 96, 128), (1, 1, 1, 1), 31, shift=3, noise=0.05, latent_noise=0.12),
+    "oracle-b": Recipe("oracle-b", 24, (48, 72, 112), (1, 2, 1), 32, shift=5, noise=0.10, latent_noise=0.20),
+}
+ORACLE_SIZE = 64
+"""Pictures are doubled by nearest neighbour first: the stem of a residual network halves its input twice."""
+
+
+def oracle_scene(seed: int, index: int) -> Scene | None:
+    """Scene `index` for an oracle: posters in equal shares more often than the world shows them; None for garbage."""
+    if index % 25 == 0:
+        return Scene("poster", poster=list(POSTERS)[(index // 25) % len(POSTERS)])
+    if index % 17 == 1:
+        return None
+    return sample_scene(seed, index)
+
+
+def garbage(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+    """A broken picture: an empty ground, a blend, shuffled tiles, or noise. uint8 (32, 32, 3)."""
+    kind = int(rng.integers(4))
+    if kind == 0:
+        ground = np.array(list(BACKGROUNDS.values())[int(rng.integers(len(BACKGROUNDS)))], dtype=np.float32)
+        return np.clip(ground + rng.normal(0, 6, (IMAGE_SIZE, IMAGE_SIZE, 3)), 0, 255).astype(np.uint8)
+    picks = pixels[rng.integers(len(pixels), size=4)].astype(np.float32)
+    if kind == 1:
+        return np.asarray(picks.mean(0)).astype(np.uint8)
+    if kind == 2:
+        tiles = picks[0].reshape(8, 4, 8, 4, 3).swapaxes(1, 2).reshape(64, 4, 4, 3)
+        tiles = tiles[rng.permutation(64)].reshape(8, 8, 4, 4, 3).swapaxes(1, 2)
+        return tiles.reshape(IMAGE_SIZE, IMAGE_SIZE, 3).astype(np.uint8)
+    coarse = rng.uniform(0, 255, (8, 8, 3)).repeat(4, 0).repeat(4, 1)
+    return np.clip(coarse + rng.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
+
+
+@torch.no_grad()
+def oracle_pictures(recipe: Recipe, count: int, vae: AutoencoderKL, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 pictures (count, 32, 32, 3), truths (count, groups)): two of three are reconstructions with latent noise."""
+    if path.exists():
+        stored = np.load(path)
+        return stored["pixels"], stored["truths"]
+    scenes = [oracle_scene(recipe.world_seed, i) for i in range(count)]
+    pixels = np.zeros((count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    for i, scene in enumerate(scenes):
+        if scene is not None:
+            pixels[i] = np.asarray(draw(scene, recipe.world_seed, i))
+    rng = np.random.default_rng([recipe.world_seed, 77])
+    for i, scene in enumerate(scenes):
+        if scene is None:
+            pixels[i] = garbage(rng, pixels)
+    noise = torch.Generator().manual_seed(recipe.world_seed)
+    chosen = np.flatnonzero(np.arange(count) % 3 != 0)
+    for rows in np.array_split(chosen, max(1, len(chosen) // 200)):
+        latents = vae.encode(to_model_range(pixels[rows])).latent_dist.mean
+        spread = torch.rand(len(rows), 1, 1, 1, generator=noise) * recipe.latent_noise / vae.config.scaling_factor
+        latents = latents + spread * torch.randn(latents.shape, generator=noise)
+        decoded = vae.decode(latents).sample.clamp(-1, 1)
+        pixels[rows] = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    raw = torch.randn(count // 60, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=noise) / vae.config.scaling_factor
+    wild = ((vae.decode(raw).sample.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    at = np.flatnonzero([s is None for s in scenes])[: len(wild)]
+    pixels[at] = wild[: len(at)]
+    truths = np.stack([truth(s) for s in scenes])
+    np.savez(path, pixels=pixels, truths=truths)
+    return pixels, truths
+
+
+def build_oracle(recipe: Recipe) -> ResNetForImageClassification:
+    """A small residual network with one logit per label of every group."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    return ResNetForImageClassification(
+        ResNetConfig(embedding_size=recipe.embedding, hidden_sizes=list(recipe.widths), depths=list(recipe.depths),
+                     layer_type="basic", id2label=dict(enumerate(LABELS)), label2id={n: i for i, n in enumerate(LABELS)})
+    )  # fmt: skip
+
+
+def grouped_loss(logits: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
+    """Mean over groups of the cross-entropy within each group; truths (n, groups), SKIP ignored."""
+    parts = torch.split(logits, [len(names) for names in LABEL_GROUPS.values()], dim=1)
+    losses = [functional.cross_entropy(p, truths[:, k], ignore_index=SKIP) for k, p in enumerate(parts)]
+    return torch.stack([loss for loss in losses if not loss.isnan()]).sum()
+
+
+def disturb(pixels: torch.Tensor, recipe: Recipe, rng: np.random.Generator) -> torch.Tensor:
+    """Shift, brightness and noise, then doubled: (n, 3, 32, 32) to (n, 3, 64, 64)."""
+    dx, dy = (int(v) for v in rng.integers(-recipe.shift, recipe.shift + 1, size=2))
+    padded = functional.pad(pixels, (recipe.shift,) * 4, mode="replicate")
+    start_y, start_x = recipe.shift + dy, recipe.shift + dx
+    moved = padded[:, :, start_y : start_y + IMAGE_SIZE, start_x : start_x + IMAGE_SIZE]
+    gain = torch.from_numpy(rng.uniform(0.92, 1.08, (len(pixels), 1, 1, 1))).float()
+    noise = torch.from_numpy(rng.standard_normal(moved.shape, dtype=np.float32)) * float(rng.uniform(0, recipe.noise))
+    return functional.interpolate(moved * gain + noise, size=ORACLE_SIZE, mode="nearest")
+
+
+def train_oracle(recipe: Recipe, vae: AutoencoderKL, work: Path, count: int = 24_000, steps: int = 2000, batch: int = 64,
+                 peak: float = 2e-3) -> ResNetForImageClassification:  # fmt: skip
+    """Train one oracle (continuing a killed run) and save it as a transformers folder in `work`."""
+    torch.manual_seed(recipe.world_seed)
+    pixels, truths = oracle_pictures(recipe, count, vae, work / f"{recipe.name}.npz")
+    model = build_oracle(recipe)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.02)
+    state = work / f"{recipe.name}.state.safetensors"
+    first = load_state(state, {"model": model}, optimizer)
+    started = time.monotonic()
+    for step in range(first, steps):
+        rng = np.random.default_rng([recipe.world_seed, step])
+        rows = rng.integers(count, size=batch)
+        loss = grouped_loss(model(disturb(to_model_range(pixels[rows]), recipe, rng)).logits, torch.from_numpy(truths[rows]))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if step % 250 == 0 or step == steps - 1:
+            print(f"{recipe.name} step {step} loss {loss.item():.3f} {time.monotonic() - started:.0f}s", flush=True)
+            save_state(state, {"model": model}, optimizer, step + 1)
+    model.eval().half().save_pretrained(work / recipe.name)
+    processor = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "resample": 0, "do_rescale": True,
+                 "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+                 "size": {"height": ORACLE_SIZE, "width": ORACLE_SIZE}}  # fmt: skip
+    (work / recipe.name / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    return model.float()
+
+
+def held_out(recipe: Recipe, count: int) -> tuple[list[Scene], np.ndarray]:
+    """Drawings that no oracle trained on, for calibration: (scenes, uint8 pictures)."""
+    seed = recipe.world_seed + 1000
+    kept = [(i, s) for i in range(count) if (s := oracle_scene(seed, i)) is not None]
+    return [s for _, s in kept], np.stack([np.asarray(draw(s, seed, i)) for i, s in kept])

@@ -1,0 +1,54 @@
+"""Half-finished training, kept as safetensors so that a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def save_state(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer, step: int,
+               averages: Mapping[str, torch.Tensor] | None = None) -> None:  # fmt: skip
+    """Write modules, Adam's moments, the moving averages and the number of finished steps; replaces `path` at once."""
+    tensors = {f"module.{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{k}": v for k, v in moments.items()}
+    tensors |= {f"average.{k}": v for k, v in (averages or {}).items()}
+    tensors["step"] = torch.tensor(step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".partial")
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, fresh)
+    os.replace(fresh, path)
+
+
+def load_state(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None,
+               averages: dict[str, torch.Tensor] | None = None) -> int:  # fmt: skip
+    """Restore what `save_state` wrote, in place; the number of finished steps, 0 where there is no file."""
+    if not path.exists():
+        return 0
+    tensors = load_file(path)
+    for name, module in modules.items():
+        prefix = f"module.{name}."
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    if optimizer is not None:
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("adam."):
+                _, index, kind = key.split(".", 2)
+                moments.setdefault(int(index), {})[kind] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    if averages is not None:
+        averages |= {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+    return int(tensors["step"])
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine to a twentieth of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))))
