@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compiler.keep import edited_words
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
 from editspec import Erase
@@ -46,8 +47,8 @@ class EraseClosedForm(EditPass):
         ]
 
     def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:
-        """What is preserved, and all that is erased: it is never mined as a neighbour."""
-        return {"preserve": spec.document.get("preserve"), "erased": _erased(spec)}
+        """What is preserved, and every word that is edited: none is mined as a neighbour."""
+        return {"preserve": spec.document.get("preserve"), "edited": edited_words(spec)}
 
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         return tuple(name for name in select(entries, "cross-attention-kv") if name.endswith(".weight"))
@@ -113,11 +114,6 @@ def _erasures(edits: Sequence[Edit]) -> list[Erase]:
     return [edit for edit in edits if isinstance(edit, Erase)]
 
 
-def _erased(spec: EditSpec) -> list[str]:
-    """Every name that the spec erases, by whatever method."""
-    return [name for edit in _erasures(spec.edits) for name in (edit.concept, *edit.aliases)]
-
-
 def _columns(erasures: Sequence[Erase], context: PassContext) -> tuple[Columns, dict[str, Any]]:
     """The columns of all edits, and the neighbours mined for each."""
     from compiler.columns import ColumnSet
@@ -140,13 +136,14 @@ def _preserve(gathered: ColumnSet, erasures: Sequence[Erase], context: PassConte
 
     preserve = context.spec.preserve
     hood = Neighbourhood(gathered.text) if preserve.auto else None
+    known = {*edited_words(context.spec), *preserve.concepts}
     everywhere = dict.fromkeys((ALONE, *(template for edit in erasures for template in edit.templates)))
     for template in everywhere:
         for concept in preserve.concepts:
             gathered.preserve(fill(template, concept))
     mined: dict[str, Any] = {}
     for edit in erasures:
-        words = hood.neighbours(edit.concept, preserve.auto, _erased(context.spec)) if hood else []
+        words = hood.neighbours(edit.concept, preserve.auto, known | set(edit.preserve)) if hood else []
         mined[edit.id] = [[word, _rounded(cosine)] for word, cosine in words]
         for template in (ALONE, *edit.templates):
             for concept in (*edit.preserve, *(word for word, _ in words)):
