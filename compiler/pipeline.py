@@ -17,7 +17,6 @@ Linking is not cached: storing its result would write as many bytes as linking a
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,4 +196,4 @@ def _bytes_of(checkpoint: Checkpoint, plan: Plan) -> int:
     files = sum((checkpoint.root / name).stat().st_size for name in checkpoint.files())
     targets = {name for planned in plan.passes for name in planned.targets}
     entries = checkpoint.weights("unet").entries
-    return files + 4 * math.fsum(entries[name].parameters for name in targets).__trunc__() + ROOM_BESIDE_BASE
+    return files + 4 * sum(entries[name].parameters for name in targets) + ROOM_BESIDE_BASE

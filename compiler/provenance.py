@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -17,18 +16,21 @@ if TYPE_CHECKING:
 
 LOCK_VERSION = 1
 EDITS_VERSION = 1
+PLACES = ("path", "model", "file", "image")  # the keys of a spec that hold local paths
 
 
 def published_spec(spec: EditSpec) -> dict[str, Any]:
     """The spec with defaults filled in, as published: absolute paths are cut to their last part."""
-    document = copy.deepcopy(spec.document)
-    places = [document.get("base"), *(entry.get("model") for entry in document.get("evaluators", []))]
-    holders = [*(place for place in places if isinstance(place, dict)), *document.get("evaluators", [])]
-    for holder in holders:
-        for key in ("path", "model"):
-            if isinstance(holder.get(key), str):
-                holder[key] = without_home(holder[key])
-    return document
+    published: dict[str, Any] = _without_homes(spec.document)
+    return published
+
+
+def _without_homes(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _without_homes(inner, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_homes(inner, key) for inner in value]
+    return without_home(value) if isinstance(value, str) and key in PLACES else value
 
 
 def without_home(path: str) -> str:

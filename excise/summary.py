@@ -63,7 +63,8 @@ def _show_edits(runs: list[dict[str, Any]], console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("edits", "pass", box=None, header_style="bold", pad_edge=False)
+    table = Table("edits", box=None, header_style="bold", pad_edge=False)
+    table.add_column("pass", no_wrap=True)
     for head in ("tensors", "parameters", "evals", "mean change", "largest"):
         table.add_column(head, justify="right")
     for run in runs:

@@ -50,7 +50,9 @@ def print_plan(made: Plan, console: Console) -> None:
     console.print(
         f"[bold]{escape(made.name)}[/bold] on {made.family} base {made.base_digest[:12]}, {escape(place)}"
     )
-    passes = Table("pass", "edits", box=None, header_style="bold", pad_edge=False)
+    passes = Table(box=None, header_style="bold", pad_edge=False)
+    passes.add_column("pass", no_wrap=True)
+    passes.add_column("edits")
     for head in ("tensors", "parameters", "evals", "time", "memory", "cache"):
         passes.add_column(head, justify="right")
     for planned in made.passes:
