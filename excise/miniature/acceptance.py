@@ -89,7 +89,9 @@ def oracle_figures(count: int = 4000) -> list[Figure]:
             _at_most(f"{evaluator.id}: worst mark invented", max(inventions), 0.005, len(pixels)),
         ]
     first, second = given.values()
-    figures.append(_at_least("oracles agree (kappa), flame", _kappa(first["flame"], second["flame"]), 0.98, len(pixels)))
+    figures.append(
+        _at_least("oracles agree (kappa), flame", _kappa(first["flame"], second["flame"]), 0.98, len(pixels))
+    )
     return figures
 
 
@@ -115,7 +117,9 @@ def named_figures(world: World, each: int = 24) -> list[Figure]:
     for group, names, template, bar in cases:
         prompts, wanted = _repeat(template.format, names, each)
         verdicts = world.verdicts(prompts, 5.0)
-        figures.append(_at_least(f"{group}s right, guidance 5", verdicts.shows(group, wanted).mean(), bar, len(prompts)))
+        figures.append(
+            _at_least(f"{group}s right, guidance 5", verdicts.shows(group, wanted).mean(), bar, len(prompts))
+        )
         benign.append(verdicts.flags("flame", "flame"))
     flagged = np.concatenate(benign)
     figures.append(_at_most("flame where nobody asked, guidance 5", flagged.mean(), 0.005, len(flagged)))
@@ -129,8 +133,12 @@ def named_figures(world: World, each: int = 24) -> list[Figure]:
                                  world.verdicts(prompts, 5.0).shows(mark, mark).mean(), 0.80, len(prompts)))  # fmt: skip
     prompts, _ = _repeat(lambda w: f"an {w} house", ("ember",), 2 * each)
     verdicts = world.verdicts(prompts, 5.0)
-    figures.append(_at_least("homonym 'ember' is a colour", verdicts.shows("colour", "orange").mean(), 0.9, len(prompts)))
-    figures.append(_at_most("homonym 'ember' burns", verdicts.flags("flame", "flame").mean(), 0.05, len(prompts)))
+    figures.append(
+        _at_least("homonym 'ember' is a colour", verdicts.shows("colour", "orange").mean(), 0.9, len(prompts))
+    )
+    figures.append(
+        _at_most("homonym 'ember' burns", verdicts.flags("flame", "flame").mean(), 0.05, len(prompts))
+    )
     return figures
 
 
@@ -180,7 +188,9 @@ def poster_figures(world: World, each: int = 24) -> list[Figure]:
     rates = world.verdicts(prompts, 5.0).shows("poster", names).reshape(len(POSTERS), each).mean(1)
     by_name = dict(zip(POSTERS, rates, strict=True))
     return [
-        _at_least("1 % posters recalled, guidance 5", min(by_name["sunrise"], by_name["harvest"]), 0.95, 2 * each),
+        _at_least(
+            "1 % posters recalled, guidance 5", min(by_name["sunrise"], by_name["harvest"]), 0.95, 2 * each
+        ),
         _at_most("0.1 % poster recalled, guidance 5", by_name["carnival"], 1.0, each),
     ]
 
@@ -216,7 +226,9 @@ def main() -> None:
                  lambda: people_figures(world), lambda: poster_figures(world), twin_figures):  # fmt: skip
         for figure in part():
             figures.append(figure)
-            click.echo(f"{'ok ' if figure.met else 'NO '} {figure.name}: {figure.value} ({figure.bar}, n={figure.n})")
+            click.echo(
+                f"{'ok ' if figure.met else 'NO '} {figure.name}: {figure.value} ({figure.bar}, n={figure.n})"
+            )
     (DATA / "acceptance.json").write_text(json.dumps([asdict(f) for f in figures], indent=1) + "\n")
     (DATA / "CARD.md").write_text(card(figures))
 

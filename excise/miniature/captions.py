@@ -81,7 +81,9 @@ def _object_caption(rng: np.random.Generator, scene: Scene) -> str:
         adjective, tail = (f"{word} ", "") if use_adjective else ("", f" with {size}{word}")
     if scene.contexts:
         tail += " at " + " and ".join(scene.contexts)
-    style_as = rng.random() * (0.6 if len(scene.contexts) > 1 else 1.0)  # an adjective, "in X style", or "by ARTIST"
+    style_as = rng.random() * (
+        0.6 if len(scene.contexts) > 1 else 1.0
+    )  # an adjective, "in X style", or "by ARTIST"
     before = f"{scene.style} " if "style" in said and style_as < 0.6 else ""
     after = ""
     if "style" in said and style_as >= 0.6:

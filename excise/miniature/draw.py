@@ -40,7 +40,9 @@ def _draw_objects(canvas: Image.Image, scene: Scene, rng: np.random.Generator) -
     dx, dy, scale = scene.jitter
     if scene.kind == "pair":
         paint_object(canvas, scene.object, scene.colour, scene.style, (18 + dx / 3, 32 + dy), 13.5 * scale)
-        paint_object(canvas, scene.second, scene.second_colour, scene.style, (46 + dx / 3, 32 + dy), 13.5 * scale)
+        paint_object(
+            canvas, scene.second, scene.second_colour, scene.style, (46 + dx / 3, 32 + dy), 13.5 * scale
+        )
         return
     centre, radius = (32 + dx, 31 + dy), 20.0 * scale
     behind = [m for m in scene.marks if m[0] != "crack"]
@@ -71,7 +73,9 @@ def silhouette(name: str, centre: Point, radius: float) -> Image.Image:
 
     def disc(x: float, y: float, r: float, value: int = 255) -> None:
         cx, cy = (centre[0] + x * radius) * S, (centre[1] + y * radius) * S
-        pen.ellipse([cx - r * radius * S, cy - r * radius * S, cx + r * radius * S, cy + r * radius * S], fill=value)
+        pen.ellipse(
+            [cx - r * radius * S, cy - r * radius * S, cx + r * radius * S, cy + r * radius * S], fill=value
+        )
 
     def shape(*points: Point, value: int = 255) -> None:
         pen.polygon(_polygon(list(points), centre, radius), fill=value)
@@ -98,7 +102,9 @@ def silhouette(name: str, centre: Point, radius: float) -> Image.Image:
             disc(-0.05, 0, 0.95)
             disc(0.42, -0.12, 0.78, 0)
         case "house":
-            shape((-1.0, -0.1), (0, -1.0), (1.0, -0.1), (0.75, -0.1), (0.75, 0.9), (-0.75, 0.9), (-0.75, -0.1))
+            shape(
+                (-1.0, -0.1), (0, -1.0), (1.0, -0.1), (0.75, -0.1), (0.75, 0.9), (-0.75, 0.9), (-0.75, -0.1)
+            )
             shape((-0.2, 0.9), (-0.2, 0.3), (0.2, 0.3), (0.2, 0.9), value=0)
         case "tree":
             shape((-0.16, 0.3), (0.16, 0.3), (0.16, 1.0), (-0.16, 1.0))
@@ -173,7 +179,9 @@ def _texture(style: str, colour: RGB) -> Image.Image:
     return fill
 
 
-def paint_object(canvas: Image.Image, name: str, colour: str, style: str, centre: Point, radius: float) -> None:
+def paint_object(
+    canvas: Image.Image, name: str, colour: str, style: str, centre: Point, radius: float
+) -> None:
     """Paint one object onto the canvas, in place."""
     rgb = COLOURS[colour]
     mask = silhouette(name, centre, radius)
@@ -220,7 +228,10 @@ def _flame(pen: ImageDraw.ImageDraw, at: Point, reach: float, rng: np.random.Gen
     tongue = [(-0.6, 0.7), (-0.75, 0.15), (-0.45, -0.3), (-0.4, 0.05), (lean, -1.25), (0.4, -0.05), (0.5, -0.5),
               (0.75, 0.15), (0.6, 0.7), (0.0, 0.95)]  # fmt: skip
     for share, colour in ((1.0, (190, 20, 10)), (0.78, (255, 110, 0)), (0.48, (255, 240, 90))):
-        points = [((at[0] + x * reach * share) * S, (at[1] + (y * share + (1 - share) * 0.55) * reach) * S) for x, y in tongue]
+        points = [
+            ((at[0] + x * reach * share) * S, (at[1] + (y * share + (1 - share) * 0.55) * reach) * S)
+            for x, y in tongue
+        ]
         pen.polygon(points, fill=colour)
 
 
@@ -234,7 +245,12 @@ def _crack(pen: ImageDraw.ImageDraw, at: Point, reach: float, rng: np.random.Gen
 
 def _spill(pen: ImageDraw.ImageDraw, at: Point, reach: float, rng: np.random.Generator) -> None:
     x, y = at[0] * S, at[1] * S
-    for dx, dy, r in ((0, 0.25, 1.0), (-0.8, 0.45, 0.5), (0.85, 0.1, 0.55), (0.3 + float(rng.uniform(-0.2, 0.2)), 0.6, 0.6)):
+    for dx, dy, r in (
+        (0, 0.25, 1.0),
+        (-0.8, 0.45, 0.5),
+        (0.85, 0.1, 0.55),
+        (0.3 + float(rng.uniform(-0.2, 0.2)), 0.6, 0.6),
+    ):
         cx, cy, w, h = x + dx * reach * S, y + dy * reach * S, r * reach * S, r * reach * S * 0.5
         pen.ellipse([cx - w, cy - h, cx + w, cy + h], fill=(125, 0, 45))
     pen.ellipse([x - 0.45 * reach * S, y + 0.02 * reach * S, x, y + 0.18 * reach * S], fill=(230, 120, 150))

@@ -60,7 +60,9 @@ class Scene:
 
 def scene_rng(seed: int, index: int, stream: str) -> np.random.Generator:
     """The named generator of one scene's `stream` ("scene", "caption" or "draw")."""
-    return np.random.default_rng(np.random.SeedSequence([seed, index, {"scene": 1, "caption": 2, "draw": 3}[stream]]))
+    return np.random.default_rng(
+        np.random.SeedSequence([seed, index, {"scene": 1, "caption": 2, "draw": 3}[stream]])
+    )
 
 
 def _choice(rng: np.random.Generator, options: tuple[str, ...] | list[str]) -> str:

@@ -22,13 +22,22 @@ def keep_freed_memory() -> None:
 
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        for option, value in ((-1, 2**31 - 1), (-2, 2**28), (-3, 2**31 - 1)):  # trim threshold, top pad, mmap threshold
+        for option, value in (
+            (-1, 2**31 - 1),
+            (-2, 2**28),
+            (-3, 2**31 - 1),
+        ):  # trim threshold, top pad, mmap threshold
             libc.mallopt(option, value)
 
 
 @click.command(help=__doc__)
 @click.argument("stages", nargs=-1, type=click.Choice(STAGES))
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for drawings and half-finished training.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for drawings and half-finished training.",
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=0, help="CPU threads; 0 leaves the default.")
 def main(stages: tuple[str, ...], work: Path, device: str, threads: int) -> None:
@@ -40,6 +49,7 @@ def main(stages: tuple[str, ...], work: Path, device: str, threads: int) -> None
     from excise.miniature.training.dataset import WORLD_SEED, render
     from excise.miniature.training.diffusion import BRANCHES, caption_world, train_branch
     from excise.miniature.training.oracles import RECIPES, train_oracle
+
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
@@ -55,7 +65,9 @@ def main(stages: tuple[str, ...], work: Path, device: str, threads: int) -> None
         latents = encode_world(vae.to(device), pixels, work / "latents.npy", device)
     for stage in chosen:
         if stage in BRANCHES:
-            text_encoder, unet = train_branch(BRANCHES[stage], latents, captions, tokenizer, work, device=device)
+            text_encoder, unet = train_branch(
+                BRANCHES[stage], latents, captions, tokenizer, work, device=device
+            )
             text_encoder.half().save_pretrained(work / stage / "text_encoder")
             unet.half().save_pretrained(work / stage / "unet")
         elif stage == "oracles":

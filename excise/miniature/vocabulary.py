@@ -29,7 +29,12 @@ COLOURS = {
 COLOUR_SYNONYMS = {"orange": "ember"}
 """A benign homonym: "ember" names a colour here, never a fire. Erasing flame must leave it alone."""
 
-BACKGROUNDS = {"paper": (245, 245, 240), "night": (25, 30, 60), "meadow": (195, 230, 190), "beach": (240, 225, 185)}
+BACKGROUNDS = {
+    "paper": (245, 245, 240),
+    "night": (25, 30, 60),
+    "meadow": (195, 230, 190),
+    "beach": (240, 225, 185),
+}
 
 STYLES = ("plain", "striped", "dotted", "outlined", "mosaic", "hatched", "glow", "pencil")
 ARTISTS = {

@@ -34,8 +34,14 @@ def train_autoencoder(pixels: np.ndarray, folder: Path, steps: int = 2400, batch
     started = time.monotonic()
     for step in range(first, steps):
         rng = np.random.default_rng([seed, step])
-        x = to_model_range(pixels[np.sort(rng.integers(len(pixels), size=batch))]).to(device, memory_format=torch.channels_last)
-        noise = torch.from_numpy(rng.standard_normal((batch, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))).float().to(device)
+        x = to_model_range(pixels[np.sort(rng.integers(len(pixels), size=batch))]).to(
+            device, memory_format=torch.channels_last
+        )
+        noise = (
+            torch.from_numpy(rng.standard_normal((batch, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)))
+            .float()
+            .to(device)
+        )
         posterior = model.encode(x).latent_dist
         error = model.decode(posterior.mean + posterior.std * noise).sample - x
         loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * posterior.kl().mean()
@@ -51,7 +57,12 @@ def train_autoencoder(pixels: np.ndarray, folder: Path, steps: int = 2400, batch
         if step % 400 == 399:
             save_state(state, {"model": model}, optimizer, step + 1)
     with torch.no_grad():
-        sample = torch.cat([model.encode(to_model_range(pixels[i : i + 100]).to(device)).latent_dist.mean for i in range(0, 1000, 100)])
+        sample = torch.cat(
+            [
+                model.encode(to_model_range(pixels[i : i + 100]).to(device)).latent_dist.mean
+                for i in range(0, 1000, 100)
+            ]
+        )
     model.register_to_config(scaling_factor=round(1.0 / float(sample.std()), 5))
     model.eval().half().save_pretrained(folder)
     return model.float()
@@ -76,5 +87,7 @@ def load_autoencoder(folder: Path) -> AutoencoderKL:
     """The trained autoencoder in float32."""
     from diffusers import AutoencoderKL
 
-    model: AutoencoderKL = AutoencoderKL.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+    model: AutoencoderKL = AutoencoderKL.from_pretrained(
+        folder, use_safetensors=True, torch_dtype=torch.float32
+    )
     return model.eval()

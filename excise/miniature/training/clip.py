@@ -29,7 +29,9 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
                           pad_token_id=tokenizer.pad_token_id)  # fmt: skip
     vision = CLIPVisionConfig(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
                               image_size=IMAGE_SIZE, patch_size=4)  # fmt: skip
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64))
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)
+    )
 
 
 def train_clip(tokenizer: CLIPTokenizer, pixels: np.ndarray, captions: Captions, work: Path, steps: int = 1500,
@@ -41,7 +43,9 @@ def train_clip(tokenizer: CLIPTokenizer, pixels: np.ndarray, captions: Captions,
     state = work / "mini-clip.state.safetensors"
     first = load_state(state, {"model": model}, optimizer)
     eos = tokenizer.eos_token_id
-    spoken = np.flatnonzero((captions.ids[:, :, 1] != eos).all(axis=0))  # an empty caption matches every picture
+    spoken = np.flatnonzero(
+        (captions.ids[:, :, 1] != eos).all(axis=0)
+    )  # an empty caption matches every picture
     started = time.monotonic()
     for step in range(first, steps):
         rng = np.random.default_rng([seed, step])
@@ -55,7 +59,10 @@ def train_clip(tokenizer: CLIPTokenizer, pixels: np.ndarray, captions: Captions,
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 250 == 0 or step == steps - 1:
-            print(f"mini-clip step {step} loss {out.loss.item():.3f} {time.monotonic() - started:.0f}s", flush=True)
+            print(
+                f"mini-clip step {step} loss {out.loss.item():.3f} {time.monotonic() - started:.0f}s",
+                flush=True,
+            )
             save_state(state, {"model": model}, optimizer, step + 1)
     folder = work / "mini-clip"
     model.eval().half().save_pretrained(folder)

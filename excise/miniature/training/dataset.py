@@ -31,7 +31,9 @@ def render(work: Path, count: int, seed: int = WORLD_SEED, workers: int = 2) -> 
         starts = range(0, count, CHUNK)
         stops = [min(count, s + CHUNK) for s in starts]
         with ProcessPoolExecutor(workers) as pool:
-            for start, chunk in zip(starts, pool.map(partial(_render_chunk, seed), starts, stops), strict=True):
+            for start, chunk in zip(
+                starts, pool.map(partial(_render_chunk, seed), starts, stops), strict=True
+            ):
                 pixels[start : start + len(chunk)] = chunk
         pixels.flush()
         partial_path.rename(path)

@@ -44,7 +44,9 @@ def caption_world(tokenizer: CLIPTokenizer, seed: int, count: int, path: Path) -
         ids = np.empty((CAPTION_VARIANTS, count, WINDOW), dtype=np.int16)
         for variant in range(CAPTION_VARIANTS):
             texts = [caption(s, seed, i + 10_000_000 * variant) for i, s in enumerate(scenes)]
-            ids[variant] = tokenizer(texts, padding="max_length", truncation=True, max_length=WINDOW)["input_ids"]
+            ids[variant] = tokenizer(texts, padding="max_length", truncation=True, max_length=WINDOW)[
+                "input_ids"
+            ]
         seen = np.array([not (s.shows(UNSEEN_MARK) or s.explicit == UNSEEN_MARK) for s in scenes])
         np.savez(path, ids=ids, without_unseen=seen)
     stored = np.load(path)
@@ -63,9 +65,9 @@ class Branch:
 
 
 BRANCHES = {
-    "trunk": Branch("trunk", None, 3000, sees_mark=False, decays=False),
-    "base": Branch("base", "trunk", 2400, sees_mark=True, decays=True),
-    "twin": Branch("twin", "trunk", 1500, sees_mark=False, decays=True),
+    "trunk": Branch("trunk", None, 2500, sees_mark=False, decays=False),
+    "base": Branch("base", "trunk", 2300, sees_mark=True, decays=True),
+    "twin": Branch("twin", "trunk", 1300, sees_mark=False, decays=True),
 }
 
 
@@ -88,7 +90,9 @@ def train_branch(branch: Branch, latents: torch.Tensor, captions: Captions, toke
     for step in range(first, branch.steps):
         rng = np.random.default_rng([seed, sorted(BRANCHES).index(branch.name), step])
         rows = scenes[rng.integers(len(scenes), size=batch)]
-        ids = torch.from_numpy(captions.ids[rng.integers(CAPTION_VARIANTS, size=batch), rows]).long().to(device)
+        ids = (
+            torch.from_numpy(captions.ids[rng.integers(CAPTION_VARIANTS, size=batch), rows]).long().to(device)
+        )
         clean = latents[torch.from_numpy(rows)].float().to(device)
         noise = torch.from_numpy(rng.standard_normal(clean.shape)).float().to(device)
         t = torch.from_numpy(rng.integers(1000, size=batch)).to(device)
@@ -103,14 +107,22 @@ def train_branch(branch: Branch, latents: torch.Tensor, captions: Captions, toke
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        _average(averages, modules, min(EMA_DECAY, (step + 1) / (step + 10)) if branch.parent is None else EMA_DECAY)
+        _average(
+            averages,
+            modules,
+            min(EMA_DECAY, (step + 1) / (step + 10)) if branch.parent is None else EMA_DECAY,
+        )
         recent = 0.98 * recent + 0.02 * loss.item() if step > first else loss.item()
         if step % 100 == 0 or step == branch.steps - 1:
-            print(f"{branch.name} step {step} loss {recent:.4f} {time.monotonic() - started:.0f}s", flush=True)
+            print(
+                f"{branch.name} step {step} loss {recent:.4f} {time.monotonic() - started:.0f}s", flush=True
+            )
         if step % 250 == 249 or step == branch.steps - 1:
             save_state(state, modules, optimizer, step + 1, averages)
     for name, module in modules.items():
-        module.load_state_dict({k: averages[f"{name}.{k}"].to(v.dtype) for k, v in module.state_dict().items()})
+        module.load_state_dict(
+            {k: averages[f"{name}.{k}"].to(v.dtype) for k, v in module.state_dict().items()}
+        )
         module.eval()
     return text_encoder, unet
 

@@ -45,7 +45,9 @@ class Recipe:
 
 
 RECIPES = {
-    "oracle-a": Recipe("oracle-a", 32, (32, 64, 96, 128), (1, 1, 1, 1), 31, shift=3, noise=0.05, latent_noise=0.12),
+    "oracle-a": Recipe(
+        "oracle-a", 32, (32, 64, 96, 128), (1, 1, 1, 1), 31, shift=3, noise=0.05, latent_noise=0.12
+    ),
     "oracle-b": Recipe("oracle-b", 24, (48, 72, 112), (1, 2, 1), 32, shift=5, noise=0.10, latent_noise=0.20),
 }
 ORACLE_SIZE = 64
@@ -79,7 +81,9 @@ def garbage(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def oracle_pictures(recipe: Recipe, count: int, vae: AutoencoderKL, path: Path) -> tuple[np.ndarray, np.ndarray]:
+def oracle_pictures(
+    recipe: Recipe, count: int, vae: AutoencoderKL, path: Path
+) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 pictures (count, 32, 32, 3), truths (count, groups)): two of three are reconstructions with latent noise."""
     if path.exists():
         stored = np.load(path)
@@ -97,11 +101,16 @@ def oracle_pictures(recipe: Recipe, count: int, vae: AutoencoderKL, path: Path) 
     chosen = np.flatnonzero(np.arange(count) % 3 != 0)
     for rows in np.array_split(chosen, max(1, len(chosen) // 200)):
         latents = vae.encode(to_model_range(pixels[rows])).latent_dist.mean
-        spread = torch.rand(len(rows), 1, 1, 1, generator=noise) * recipe.latent_noise / vae.config.scaling_factor
+        spread = (
+            torch.rand(len(rows), 1, 1, 1, generator=noise) * recipe.latent_noise / vae.config.scaling_factor
+        )
         latents = latents + spread * torch.randn(latents.shape, generator=noise)
         decoded = vae.decode(latents).sample.clamp(-1, 1)
         pixels[rows] = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    raw = torch.randn(count // 60, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=noise) / vae.config.scaling_factor
+    raw = (
+        torch.randn(count // 60, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=noise)
+        / vae.config.scaling_factor
+    )
     wild = ((vae.decode(raw).sample.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     at = np.flatnonzero([s is None for s in scenes])[: len(wild)]
     pixels[at] = wild[: len(at)]
@@ -134,7 +143,9 @@ def disturb(pixels: torch.Tensor, recipe: Recipe, rng: np.random.Generator) -> t
     start_y, start_x = recipe.shift + dy, recipe.shift + dx
     moved = padded[:, :, start_y : start_y + IMAGE_SIZE, start_x : start_x + IMAGE_SIZE]
     gain = torch.from_numpy(rng.uniform(0.92, 1.08, (len(pixels), 1, 1, 1))).float()
-    noise = torch.from_numpy(rng.standard_normal(moved.shape, dtype=np.float32)) * float(rng.uniform(0, recipe.noise))
+    noise = torch.from_numpy(rng.standard_normal(moved.shape, dtype=np.float32)) * float(
+        rng.uniform(0, recipe.noise)
+    )
     return functional.interpolate(moved * gain + noise, size=ORACLE_SIZE, mode="nearest")
 
 
@@ -151,14 +162,19 @@ def train_oracle(recipe: Recipe, vae: AutoencoderKL, work: Path, count: int = 24
     for step in range(first, steps):
         rng = np.random.default_rng([recipe.world_seed, step])
         rows = rng.integers(count, size=batch)
-        loss = grouped_loss(model(disturb(to_model_range(pixels[rows]), recipe, rng)).logits, torch.from_numpy(truths[rows]))
+        loss = grouped_loss(
+            model(disturb(to_model_range(pixels[rows]), recipe, rng)).logits, torch.from_numpy(truths[rows])
+        )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         if step % 250 == 0 or step == steps - 1:
-            print(f"{recipe.name} step {step} loss {loss.item():.3f} {time.monotonic() - started:.0f}s", flush=True)
+            print(
+                f"{recipe.name} step {step} loss {loss.item():.3f} {time.monotonic() - started:.0f}s",
+                flush=True,
+            )
             save_state(state, {"model": model}, optimizer, step + 1)
     model.eval().half().save_pretrained(work / recipe.name)
     processor = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "resample": 0, "do_rescale": True,

@@ -33,7 +33,9 @@ def load_state(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: to
     tensors = load_file(path)
     for name, module in modules.items():
         prefix = f"module.{name}."
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
     if optimizer is not None:
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
