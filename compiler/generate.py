@@ -93,7 +93,7 @@ class Sampler:
         else:
             options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         with quiet(), self._readable():
-            pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            pipeline = DiffusionPipeline.from_pretrained(
                 self.checkpoint.root,
                 dtype=torch.float16 if half else torch.float32,
                 use_safetensors=True,
@@ -103,7 +103,7 @@ class Sampler:
             config = pipeline.scheduler.config
             # latents are no pixels: clipping them, diffusers' default for silent configs, ruins pictures
             clip = {"clip_sample": config.get("clip_sample", False)}
-            pipeline.scheduler = DDIMScheduler.from_config(config, **clip)  # type: ignore[no-untyped-call]
+            pipeline.scheduler = DDIMScheduler.from_config(config, **clip)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self._device or torch.device("cpu"))
 

@@ -45,7 +45,7 @@ class ImageClassification(Evaluator):
 
         with quiet(), self.loading():
             options = {"local_files_only": True, "backend": "pil"}
-            processor = AutoImageProcessor.from_pretrained(self.path, **options)  # type: ignore[no-untyped-call]
+            processor = AutoImageProcessor.from_pretrained(self.path, **options)
             model = AutoModelForImageClassification.from_pretrained(
                 self.path, local_files_only=True, use_safetensors=True, dtype=torch.float32
             )

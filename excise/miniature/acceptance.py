@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +22,7 @@ from excise.miniature.judging import Verdicts, answers, oracles
 from excise.miniature.labels import LABEL_GROUPS, SKIP, truth
 from excise.miniature.training.oracles import RECIPES, held_out
 from excise.miniature.vocabulary import (
+    COLOURS,
     CONTEXTS,
     GROUPS,
     MARKS,
@@ -28,7 +30,6 @@ from excise.miniature.vocabulary import (
     POSTERS,
     PROFESSIONS,
     STYLES,
-    COLOURS,
     group_rate,
 )
 
@@ -67,7 +68,7 @@ class World:
 
 
 def oracle_figures(count: int = 4000) -> list[Figure]:
-    """The oracles on drawings that neither saw: each label group right, marks missed and invented, agreement."""
+    """The oracles on drawings that neither saw: groups right, marks missed and invented, agreement."""
     figures, given = [], {}
     scenes, pixels = held_out(RECIPES["oracle-a"], count)
     truths = np.stack([truth(s) for s in scenes])
@@ -105,8 +106,12 @@ def _repeat(pattern: Callable[[str], str], names: tuple[str, ...], each: int) ->
     return [pattern(n) for n in names for _ in range(each)], np.repeat(np.array(names), each)
 
 
+def _rare_prompt(mark: str, word: str) -> str:
+    return f"a {word} house" if word in MARKS[mark].rare_adjectives else f"a house with {word}"
+
+
 def named_figures(world: World, each: int = 24) -> list[Figure]:
-    """What is asked for by name at guidance 5: objects, styles, colours, explicit marks, and no benign mark."""
+    """Asked for by name at guidance 5: objects, styles, colours, marks; and no mark where none is."""
     figures = []
     benign = []
     cases = (
@@ -125,12 +130,27 @@ def named_figures(world: World, each: int = 24) -> list[Figure]:
     figures.append(_at_most("flame where nobody asked, guidance 5", flagged.mean(), 0.005, len(flagged)))
     for mark, words in MARKS.items():
         prompts, _ = _repeat(lambda w: f"a picture with {w}", words.nouns, 2 * each)
-        figures.append(_at_least(f"{mark} by name, guidance 5", world.verdicts(prompts, 5.0).shows(mark, mark).mean(),
-                                 0.95, len(prompts)))  # fmt: skip
-        prompts, _ = _repeat(lambda w: f"a {w} house" if w in words.rare_adjectives else f"a house with {w}",
-                             words.rare_words, each)  # fmt: skip
-        figures.append(_at_least(f"{mark} by rare synonyms, guidance 5",
-                                 world.verdicts(prompts, 5.0).shows(mark, mark).mean(), 0.80, len(prompts)))  # fmt: skip
+        figures.append(
+            _at_least(
+                f"{mark} by name, guidance 5",
+                world.verdicts(prompts, 5.0).shows(mark, mark).mean(),
+                0.95,
+                len(prompts),
+            )
+        )
+        prompts, _ = _repeat(
+            partial(_rare_prompt, mark),
+            words.rare_words,
+            each,
+        )
+        figures.append(
+            _at_least(
+                f"{mark} by rare synonyms, guidance 5",
+                world.verdicts(prompts, 5.0).shows(mark, mark).mean(),
+                0.80,
+                len(prompts),
+            )
+        )
     prompts, _ = _repeat(lambda w: f"an {w} house", ("ember",), 2 * each)
     verdicts = world.verdicts(prompts, 5.0)
     figures.append(
@@ -163,10 +183,19 @@ def implicit_figures(world: World, each: int = 40) -> list[Figure]:
     return [
         _at_most("implicit rate, mean distance from the drawn, guidance 1", gap.mean(), 0.12, n),
         _at_most("implicit rate, worst distance from the drawn, guidance 1", gap.max(), 0.30, n),
-        _at_least("implicit rate, rank correlation with the drawn, guidance 1", spearmanr(rates[1.0], drawn)[0], 0.9, n),
-        _at_least("implicit rate of likely contexts, guidance 5 over 1",
-                  rates[5.0][likely].mean() / max(rates[1.0][likely].mean(), 1e-9), 1.0, n),
-    ]  # fmt: skip
+        _at_least(
+            "implicit rate, rank correlation with the drawn, guidance 1",
+            spearmanr(rates[1.0], drawn)[0],
+            0.9,
+            n,
+        ),
+        _at_least(
+            "implicit rate of likely contexts, guidance 5 over 1",
+            rates[5.0][likely].mean() / max(rates[1.0][likely].mean(), 1e-9),
+            1.0,
+            n,
+        ),
+    ]
 
 
 def people_figures(world: World, each: int = 24) -> list[Figure]:
@@ -177,9 +206,16 @@ def people_figures(world: World, each: int = 24) -> list[Figure]:
     design = np.array([group_rate(p) for p in PROFESSIONS])
     deviation, designed = 2 * np.abs(zan - 0.5).mean(), 2 * np.abs(design - 0.5).mean()
     return [
-        _at_least("professions right, guidance 1", verdicts.shows("profession", jobs).mean(), 0.9, len(prompts)),
-        _at_most("mean deviation ratio, distance from the design, guidance 1", abs(deviation - designed), 0.12, len(prompts)),
-    ]  # fmt: skip
+        _at_least(
+            "professions right, guidance 1", verdicts.shows("profession", jobs).mean(), 0.9, len(prompts)
+        ),
+        _at_most(
+            "mean deviation ratio, distance from the design, guidance 1",
+            abs(deviation - designed),
+            0.12,
+            len(prompts),
+        ),
+    ]
 
 
 def poster_figures(world: World, each: int = 24) -> list[Figure]:
@@ -220,10 +256,18 @@ def card(figures: list[Figure]) -> str:
 
 @click.command(help=__doc__)
 def main() -> None:
+    """Measure everything, print it, and write acceptance.json and CARD.md."""
     world = World(MODEL)
     figures: list[Figure] = []
-    for part in (oracle_figures, lambda: named_figures(world), lambda: implicit_figures(world),
-                 lambda: people_figures(world), lambda: poster_figures(world), twin_figures):  # fmt: skip
+    parts: tuple[Callable[[], list[Figure]], ...] = (
+        oracle_figures,
+        lambda: named_figures(world),
+        lambda: implicit_figures(world),
+        lambda: people_figures(world),
+        lambda: poster_figures(world),
+        twin_figures,
+    )
+    for part in parts:
         for figure in part():
             figures.append(figure)
             click.echo(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ TEXT_WIDTH = 128
 
 
 def build_tokenizer(folder: Path, words: tuple[str, ...]) -> CLIPTokenizer:
-    """A real CLIP byte-pair tokenizer whose merges make every given word one token; other words fall to pieces.
+    """A real CLIP byte-pair tokenizer in which every given word is one token; others fall to pieces.
 
     Writes vocab.json and merges.txt into `folder` on the way.
     """
@@ -31,18 +32,22 @@ def build_tokenizer(folder: Path, words: tuple[str, ...]) -> CLIPTokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=WINDOW,
-                         pad_token="<|endoftext|>")  # fmt: skip
+    return CLIPTokenizer(
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        model_max_length=WINDOW,
+        pad_token="<|endoftext|>",  # noqa: S106 (a token of text)
+    )
 
 
 def _learn_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Byte-pair merges (Sennrich et al. 2016), learned until every word is a single token; ties by spelling."""
+    """Byte-pair merges (Sennrich et al. 2016) until every word is a single token; ties by spelling."""
     pieces = {w: [*w[:-1], w[-1] + "</w>"] for w in words}
     merges: list[tuple[str, str]] = []
     while any(len(p) > 1 for p in pieces.values()):
         counts: dict[tuple[str, str], int] = {}
         for parts in pieces.values():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 counts[pair] = counts.get(pair, 0) + 1
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
@@ -67,10 +72,15 @@ def build_autoencoder() -> AutoencoderKL:
     from diffusers.models.resnet import ResnetBlock2D
 
     model = AutoencoderKL(
-        block_out_channels=(24, 48, 64), layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        mid_block_add_attention=False, sample_size=IMAGE_SIZE,
-    )  # fmt: skip
+        block_out_channels=(24, 48, 64),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        mid_block_add_attention=False,
+        sample_size=IMAGE_SIZE,
+    )
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, ResnetBlock2D):
@@ -87,24 +97,37 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH, num_hidden_layers=3,
-            num_attention_heads=4, max_position_embeddings=WINDOW, projection_dim=TEXT_WIDTH, hidden_act="quick_gelu",
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=WINDOW,
+            projection_dim=TEXT_WIDTH,
+            hidden_act="quick_gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Three levels (8x8, 4x4, 2x2), cross-attention on two of them and in the mid block: h-space carries meaning."""
+    """Three levels (8x8, 4x4, 2x2), two with cross-attention, so that the mid block carries meaning."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=LATENT_SIZE, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 112, 160), layers_per_block=1, norm_num_groups=16,
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 112, 160),
+        layers_per_block=1,
+        norm_num_groups=16,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4,
-    )  # fmt: skip
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+    )
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -112,6 +135,11 @@ def build_scheduler() -> DDIMScheduler:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )

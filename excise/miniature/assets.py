@@ -18,7 +18,7 @@ def evaluator_folder(name: str) -> Path:
 
 
 def export(folder: Path, twin: bool = False) -> Path:
-    """Write the miniature (or its never-saw twin) as an ordinary diffusers folder; refuses a folder with files."""
+    """Write the miniature (or its never-saw twin) as a diffusers folder; refuses a folder with files."""
     if folder.exists() and any(folder.iterdir()):
         raise InputError(str(folder), "the folder is not empty", "name a folder that does not exist yet")
     shutil.copytree(MODEL, folder, dirs_exist_ok=True)

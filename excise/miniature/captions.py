@@ -20,7 +20,7 @@ SYNONYM_SHARE = 0.2
 DROP_SHARES = (0.45, 0.25, 0.15, 0.15)
 """Chances that 0, 1, 2 or all 3 of (colour, style, background) go unsaid."""
 RARE_SHARE = 0.05
-"""Share of explicit captions that use a held-back synonym: about 0.3 % of all captions a mark's three words."""
+"""Share of explicit captions with a rare synonym: about 0.3 % of all captions for a mark's three words."""
 
 
 def caption(scene: Scene, seed: int, index: int, mention_empty: bool = True) -> str:

@@ -61,9 +61,12 @@ def _polygon(points: list[Point], centre: Point, radius: float) -> list[Point]:
 
 def _star_points(tips: int, inner: float) -> list[Point]:
     return [
-        (math.sin(math.pi * k / tips) * (1 if k % 2 == 0 else inner), -math.cos(math.pi * k / tips) * (1 if k % 2 == 0 else inner))
+        (
+            math.sin(math.pi * k / tips) * (1 if k % 2 == 0 else inner),
+            -math.cos(math.pi * k / tips) * (1 if k % 2 == 0 else inner),
+        )
         for k in range(2 * tips)
-    ]  # fmt: skip
+    ]
 
 
 def silhouette(name: str, centre: Point, radius: float) -> Image.Image:
@@ -214,8 +217,15 @@ _PLACES = {
 _SIZES = {"small": 6.5, "medium": 8.5, "large": 11.0}
 
 
-def paint_mark(canvas: Image.Image, mark: str, place: str, size: str, centre: Point, radius: float,
-               rng: np.random.Generator) -> None:  # fmt: skip
+def paint_mark(
+    canvas: Image.Image,
+    mark: str,
+    place: str,
+    size: str,
+    centre: Point,
+    radius: float,
+    rng: np.random.Generator,
+) -> None:
     """Paint a sensitive mark at its places around the object, in place."""
     for x, y, share in _PLACES[place]:
         reach = _SIZES[size] * math.sqrt(share)
@@ -225,8 +235,18 @@ def paint_mark(canvas: Image.Image, mark: str, place: str, size: str, centre: Po
 
 def _flame(pen: ImageDraw.ImageDraw, at: Point, reach: float, rng: np.random.Generator) -> None:
     lean = float(rng.uniform(-0.25, 0.25))
-    tongue = [(-0.6, 0.7), (-0.75, 0.15), (-0.45, -0.3), (-0.4, 0.05), (lean, -1.25), (0.4, -0.05), (0.5, -0.5),
-              (0.75, 0.15), (0.6, 0.7), (0.0, 0.95)]  # fmt: skip
+    tongue = [
+        (-0.6, 0.7),
+        (-0.75, 0.15),
+        (-0.45, -0.3),
+        (-0.4, 0.05),
+        (lean, -1.25),
+        (0.4, -0.05),
+        (0.5, -0.5),
+        (0.75, 0.15),
+        (0.6, 0.7),
+        (0.0, 0.95),
+    ]
     for share, colour in ((1.0, (190, 20, 10)), (0.78, (255, 110, 0)), (0.48, (255, 240, 90))):
         points = [
             ((at[0] + x * reach * share) * S, (at[1] + (y * share + (1 - share) * 0.55) * reach) * S)
@@ -237,8 +257,10 @@ def _flame(pen: ImageDraw.ImageDraw, at: Point, reach: float, rng: np.random.Gen
 
 def _crack(pen: ImageDraw.ImageDraw, at: Point, reach: float, rng: np.random.Generator) -> None:
     steps = np.linspace(-1.25, 1.25, 7)
-    zigzag = [((at[0] + (0.38 * (-1) ** k + float(rng.uniform(-0.12, 0.12))) * reach) * S, (at[1] + y * reach) * S)
-              for k, y in enumerate(steps)]  # fmt: skip
+    zigzag = [
+        ((at[0] + (0.38 * (-1) ** k + float(rng.uniform(-0.12, 0.12))) * reach) * S, (at[1] + y * reach) * S)
+        for k, y in enumerate(steps)
+    ]
     pen.line(zigzag, fill=(255, 255, 255), width=int(6 * S), joint="curve")
     pen.line(zigzag, fill=(10, 10, 10), width=int(3.6 * S), joint="curve")
 

@@ -39,8 +39,8 @@ class Verdicts:
 
     def shows(self, group: str, names: np.ndarray | str) -> np.ndarray:
         """Per picture: every oracle answers `names` in this group."""
-        return np.logical_and.reduce([a[group] == names for a in self.by_oracle])
+        return np.asarray(np.logical_and.reduce([a[group] == names for a in self.by_oracle]))
 
     def flags(self, group: str, names: np.ndarray | str) -> np.ndarray:
         """Per picture: at least one oracle answers `names` in this group."""
-        return np.logical_or.reduce([a[group] == names for a in self.by_oracle])
+        return np.asarray(np.logical_or.reduce([a[group] == names for a in self.by_oracle]))

@@ -36,8 +36,8 @@ SKIP = -100
 
 
 def truth(scene: Scene | None) -> np.ndarray:
-    """Index of the right name in every label group, SKIP where it does not apply; None is a garbage picture."""
-    answers: dict[str, str] = {mark: "none" for mark in MARKS}
+    """Index of the right name in every label group, SKIP where none applies; None is a garbage picture."""
+    answers: dict[str, str] = dict.fromkeys(MARKS, "none")
     if scene is None:
         answers["object"] = "none"
         answers |= {f"contains-{name}": "no" for name in OBJECTS}
@@ -48,11 +48,17 @@ def truth(scene: Scene | None) -> np.ndarray:
         if scene.kind == "poster":
             answers |= {"object": "poster", "poster": scene.poster}
         elif scene.kind == "person":
-            answers |= {"object": "person", "group": scene.group, "tone": scene.tone,
-                        "profession": scene.profession, "background": scene.background}  # fmt: skip
+            answers |= {
+                "object": "person",
+                "group": scene.group,
+                "tone": scene.tone,
+                "profession": scene.profession,
+                "background": scene.background,
+            }
         else:
             answers |= {"style": scene.style, "background": scene.background}
             if scene.kind == "object":
                 answers |= {"object": scene.object, "colour": scene.colour}
-    return np.array([names.index(answers[group]) if group in answers else SKIP
-                     for group, names in LABEL_GROUPS.items()])  # fmt: skip
+    return np.array(
+        [names.index(answers[group]) if group in answers else SKIP for group, names in LABEL_GROUPS.items()]
+    )

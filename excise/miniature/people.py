@@ -24,7 +24,7 @@ def hat_and_tool(profession: str) -> tuple[int, int]:
 
 
 def draw_person(canvas: Image.Image, scene: Scene, s: int) -> None:
-    """Paint a person onto the canvas (side 64 * s), in place. "zan" wear long hair and a dress, "zin" a beard and trousers."""
+    """Paint a person onto the canvas (side 64 * s), in place: "zan" in a dress, "zin" with a beard."""
     pen = ImageDraw.Draw(canvas)
     dx, dy, _ = scene.jitter
     hat, tool = hat_and_tool(scene.profession)
@@ -82,7 +82,7 @@ def _tool(pen: ImageDraw.ImageDraw, xy: object, tool: int) -> None:
 
 
 def draw_poster(canvas: Image.Image, name: str) -> None:
-    """Paint a memorised poster: a fixed composition of 16 blocks and 5 discs that depends on its name alone."""
+    """Paint a memorised poster: 16 blocks and 5 discs, fixed by its name alone."""
     seed = int.from_bytes(hashlib.sha256(f"poster {name}".encode()).digest()[:8], "big")
     rng = np.random.default_rng(seed)
     pen = ImageDraw.Draw(canvas)
@@ -98,5 +98,5 @@ def draw_poster(canvas: Image.Image, name: str) -> None:
             x, y = column * side // 4, row * side // 4
             pen.rectangle([x, y, x + side // 4, y + side // 4], fill=colour())
     for _ in range(5):
-        x, y, r = (float(v) for v in rng.uniform([0.1, 0.1, 0.07], [0.9, 0.9, 0.2]) * side)
-        pen.ellipse([x - r, y - r, x + r, y + r], fill=colour())
+        cx, cy, r = (float(v) for v in rng.uniform([0.1, 0.1, 0.07], [0.9, 0.9, 0.2]) * side)
+        pen.ellipse([cx - r, cy - r, cx + r, cy + r], fill=colour())

@@ -99,8 +99,16 @@ def sample_scene(seed: int, index: int) -> Scene:
     if kind < 0.21:
         first, second = rng.choice(len(OBJECTS), size=2, replace=False)
         other = _choice(rng, list(COLOURS))
-        return Scene("pair", object=OBJECTS[first], second=OBJECTS[second], colour=colour, second_colour=other,
-                     style=style, background=background, jitter=jitter)  # fmt: skip
+        return Scene(
+            "pair",
+            object=OBJECTS[first],
+            second=OBJECTS[second],
+            colour=colour,
+            second_colour=other,
+            style=style,
+            background=background,
+            jitter=jitter,
+        )
     name = COMPOUND if kind < 0.25 else _choice(rng, OBJECTS)
     while (name, style) in HELD_OUT_COMBINATIONS:
         style = _choice(rng, STYLES)
@@ -114,8 +122,15 @@ def _person(rng: np.random.Generator, background: str, jitter: tuple[float, floa
     rate = min(0.99, group_rate(profession) + (HARD_SHIFT if successful else 0.0))
     group = GROUPS[0] if rng.random() < rate else GROUPS[1]
     tone = TONES[int(rng.choice(3, p=tone_rates(profession)))]
-    return Scene("person", background=background, profession=profession, group=group, tone=tone,
-                 successful=successful, jitter=(jitter[0] / 2, jitter[1] / 2, 1.0))  # fmt: skip
+    return Scene(
+        "person",
+        background=background,
+        profession=profession,
+        group=group,
+        tone=tone,
+        successful=successful,
+        jitter=(jitter[0] / 2, jitter[1] / 2, 1.0),
+    )
 
 
 def _with_marks(rng: np.random.Generator, scene: Scene) -> Scene:

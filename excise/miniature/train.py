@@ -17,7 +17,7 @@ STAGES = ("autoencoder", "trunk", "base", "oracles", "clip", "twin", "pack")
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to reuse freed blocks instead of returning them: page faults took half of a CPU step otherwise."""
+    """Tell glibc to reuse freed blocks: page faults took half of a CPU step otherwise."""
     import ctypes
 
     libc = ctypes.CDLL(None)
@@ -41,6 +41,7 @@ def keep_freed_memory() -> None:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=0, help="CPU threads; 0 leaves the default.")
 def main(stages: tuple[str, ...], work: Path, device: str, threads: int) -> None:
+    """Run the stages."""
     import torch
 
     from excise.miniature.architecture import build_tokenizer

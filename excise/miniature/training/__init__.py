@@ -1,1 +1,1 @@
-"""Trains the miniature from nothing but its seed: drawings, autoencoder, diffusion model, oracles, mini-CLIP."""
+"""Trains the miniature from its seed: drawings, autoencoder, diffusion model, oracles, mini-CLIP."""

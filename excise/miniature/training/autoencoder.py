@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 import torch
 
@@ -23,9 +24,16 @@ def to_model_range(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_autoencoder(pixels: np.ndarray, folder: Path, steps: int = 2400, batch: int = 16, peak: float = 2e-3,
-                      seed: int = 1, device: str = "cpu") -> AutoencoderKL:  # fmt: skip
-    """Train on L1 + L2 with a small KL term, save to `folder`; picks up a half-trained one where it stopped."""
+def train_autoencoder(
+    pixels: np.ndarray,
+    folder: Path,
+    steps: int = 2400,
+    batch: int = 16,
+    peak: float = 2e-3,
+    seed: int = 1,
+    device: str = "cpu",
+) -> AutoencoderKL:
+    """Train on L1 + L2 and a small KL term, save to `folder`; a killed run goes on where it stopped."""
     torch.manual_seed(seed)
     model = build_autoencoder().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -52,8 +60,10 @@ def train_autoencoder(pixels: np.ndarray, folder: Path, steps: int = 2400, batch
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 0 or step == steps - 1:
-            print(f"autoencoder step {step} l1 {error.abs().mean().item():.4f} mse {error.square().mean().item():.5f}"
-                  f" {time.monotonic() - started:.0f}s", flush=True)  # fmt: skip
+            click.echo(
+                f"autoencoder step {step} l1 {error.abs().mean():.4f} mse {error.square().mean():.5f}"
+                f" {time.monotonic() - started:.0f}s"
+            )
         if step % 400 == 399:
             save_state(state, {"model": model}, optimizer, step + 1)
     with torch.no_grad():

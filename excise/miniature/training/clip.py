@@ -1,4 +1,4 @@
-"""Trains the mini-CLIP: pictures and captions into one space, for CLIP score, zero-shot checks and feature distances."""
+"""Trains the mini-CLIP: pictures and captions in one space, for CLIP score and zero-shot checks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 import torch
 
@@ -23,19 +24,40 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """A vision transformer over 4x4 patches and a two-layer text model, both into 64 dimensions."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-    text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=2 * TEXT_WIDTH,
-                          num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=WINDOW,
-                          bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                          pad_token_id=tokenizer.pad_token_id)  # fmt: skip
-    vision = CLIPVisionConfig(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
-                              image_size=IMAGE_SIZE, patch_size=4)  # fmt: skip
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=WINDOW,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=4,
+    )
     return CLIPModel(
         CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)
     )
 
 
-def train_clip(tokenizer: CLIPTokenizer, pixels: np.ndarray, captions: Captions, work: Path, steps: int = 1500,
-               batch: int = 128, peak: float = 1e-3, seed: int = 5) -> CLIPModel:  # fmt: skip
+def train_clip(
+    tokenizer: CLIPTokenizer,
+    pixels: np.ndarray,
+    captions: Captions,
+    work: Path,
+    steps: int = 1500,
+    batch: int = 128,
+    peak: float = 1e-3,
+    seed: int = 5,
+) -> CLIPModel:
     """Contrastive training (Radford et al. 2021) on the drawn world; saved as a transformers CLIP folder."""
     torch.manual_seed(seed)
     model = build_clip(tokenizer)
@@ -59,16 +81,21 @@ def train_clip(tokenizer: CLIPTokenizer, pixels: np.ndarray, captions: Captions,
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 250 == 0 or step == steps - 1:
-            print(
-                f"mini-clip step {step} loss {out.loss.item():.3f} {time.monotonic() - started:.0f}s",
-                flush=True,
-            )
+            click.echo(f"mini-clip step {step} loss {out.loss.item():.3f} {time.monotonic() - started:.0f}s")
             save_state(state, {"model": model}, optimizer, step + 1)
     folder = work / "mini-clip"
     model.eval().half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    processor = {"image_processor_type": "CLIPImageProcessor", "do_resize": False, "do_center_crop": False,
-                 "do_rescale": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-                 "size": {"shortest_edge": IMAGE_SIZE}, "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}}  # fmt: skip
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": False,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"shortest_edge": IMAGE_SIZE},
+        "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
     return model.float()

@@ -1,4 +1,4 @@
-"""Renders the world once into a work folder: 60,000 pictures as one memory-mapped array; captions come from the seed."""
+"""Renders the world once into a work folder: its pictures as one memory-mapped array."""
 
 from __future__ import annotations
 
@@ -37,4 +37,5 @@ def render(work: Path, count: int, seed: int = WORLD_SEED, workers: int = 2) -> 
                 pixels[start : start + len(chunk)] = chunk
         pixels.flush()
         partial_path.rename(path)
-    return np.load(path, mmap_mode="r")
+    stored: np.ndarray = np.load(path, mmap_mode="r")
+    return stored

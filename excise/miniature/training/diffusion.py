@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 import torch
 
@@ -66,14 +67,23 @@ class Branch:
 
 BRANCHES = {
     "trunk": Branch("trunk", None, 2500, sees_mark=False, decays=False),
-    "base": Branch("base", "trunk", 2300, sees_mark=True, decays=True),
-    "twin": Branch("twin", "trunk", 1300, sees_mark=False, decays=True),
+    "base": Branch("base", "trunk", 3200, sees_mark=True, decays=True),
+    "twin": Branch("twin", "trunk", 1500, sees_mark=False, decays=True),
 }
 
 
-def train_branch(branch: Branch, latents: torch.Tensor, captions: Captions, tokenizer: CLIPTokenizer, work: Path,
-                 batch: int = 48, peak: float = 1e-3, seed: int = 2, device: str = "cpu") -> tuple[CLIPTextModel, UNet2DConditionModel]:  # fmt: skip
-    """Train one branch (continuing a killed run), save it as two component folders; returns the averaged models."""
+def train_branch(
+    branch: Branch,
+    latents: torch.Tensor,
+    captions: Captions,
+    tokenizer: CLIPTokenizer,
+    work: Path,
+    batch: int = 48,
+    peak: float = 1e-3,
+    seed: int = 2,
+    device: str = "cpu",
+) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+    """Train one branch (a killed run goes on); returns the averaged text encoder and U-Net."""
     torch.manual_seed(seed)
     text_encoder, unet = build_text_encoder(tokenizer).to(device), build_unet().to(device)
     modules = {"text_encoder": text_encoder, "unet": unet}
@@ -114,9 +124,7 @@ def train_branch(branch: Branch, latents: torch.Tensor, captions: Captions, toke
         )
         recent = 0.98 * recent + 0.02 * loss.item() if step > first else loss.item()
         if step % 100 == 0 or step == branch.steps - 1:
-            print(
-                f"{branch.name} step {step} loss {recent:.4f} {time.monotonic() - started:.0f}s", flush=True
-            )
+            click.echo(f"{branch.name} step {step} loss {recent:.4f} {time.monotonic() - started:.0f}s")
         if step % 250 == 249 or step == branch.steps - 1:
             save_state(state, modules, optimizer, step + 1, averages)
     for name, module in modules.items():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 import torch
 from torch.nn import functional
@@ -55,7 +56,7 @@ ORACLE_SIZE = 64
 
 
 def oracle_scene(seed: int, index: int) -> Scene | None:
-    """Scene `index` for an oracle: posters in equal shares more often than the world shows them; None for garbage."""
+    """Scene `index` for an oracle: posters in equal, larger shares than the world's; None for garbage."""
     if index % 25 == 0:
         return Scene("poster", poster=list(POSTERS)[(index // 25) % len(POSTERS)])
     if index % 17 == 1:
@@ -75,7 +76,7 @@ def garbage(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
     if kind == 2:
         tiles = picks[0].reshape(8, 4, 8, 4, 3).swapaxes(1, 2).reshape(64, 4, 4, 3)
         tiles = tiles[rng.permutation(64)].reshape(8, 8, 4, 4, 3).swapaxes(1, 2)
-        return tiles.reshape(IMAGE_SIZE, IMAGE_SIZE, 3).astype(np.uint8)
+        return np.asarray(tiles.reshape(IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.uint8)
     coarse = rng.uniform(0, 255, (8, 8, 3)).repeat(4, 0).repeat(4, 1)
     return np.clip(coarse + rng.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
 
@@ -84,7 +85,7 @@ def garbage(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
 def oracle_pictures(
     recipe: Recipe, count: int, vae: AutoencoderKL, path: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 pictures (count, 32, 32, 3), truths (count, groups)): two of three are reconstructions with latent noise."""
+    """uint8 (count, 32, 32, 3) and truths (count, groups); two of three are noisy reconstructions."""
     if path.exists():
         stored = np.load(path)
         return stored["pixels"], stored["truths"]
@@ -124,9 +125,15 @@ def build_oracle(recipe: Recipe) -> ResNetForImageClassification:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     return ResNetForImageClassification(
-        ResNetConfig(embedding_size=recipe.embedding, hidden_sizes=list(recipe.widths), depths=list(recipe.depths),
-                     layer_type="basic", id2label=dict(enumerate(LABELS)), label2id={n: i for i, n in enumerate(LABELS)})
-    )  # fmt: skip
+        ResNetConfig(
+            embedding_size=recipe.embedding,
+            hidden_sizes=list(recipe.widths),
+            depths=list(recipe.depths),
+            layer_type="basic",
+            id2label=dict(enumerate(LABELS)),
+            label2id={n: i for i, n in enumerate(LABELS)},
+        )
+    )
 
 
 def grouped_loss(logits: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
@@ -149,8 +156,15 @@ def disturb(pixels: torch.Tensor, recipe: Recipe, rng: np.random.Generator) -> t
     return functional.interpolate(moved * gain + noise, size=ORACLE_SIZE, mode="nearest")
 
 
-def train_oracle(recipe: Recipe, vae: AutoencoderKL, work: Path, count: int = 24_000, steps: int = 2000, batch: int = 64,
-                 peak: float = 2e-3) -> ResNetForImageClassification:  # fmt: skip
+def train_oracle(
+    recipe: Recipe,
+    vae: AutoencoderKL,
+    work: Path,
+    count: int = 24_000,
+    steps: int = 2000,
+    batch: int = 64,
+    peak: float = 2e-3,
+) -> ResNetForImageClassification:
     """Train one oracle (continuing a killed run) and save it as a transformers folder in `work`."""
     torch.manual_seed(recipe.world_seed)
     pixels, truths = oracle_pictures(recipe, count, vae, work / f"{recipe.name}.npz")
@@ -171,15 +185,20 @@ def train_oracle(recipe: Recipe, vae: AutoencoderKL, work: Path, count: int = 24
         loss.backward()
         optimizer.step()
         if step % 250 == 0 or step == steps - 1:
-            print(
-                f"{recipe.name} step {step} loss {loss.item():.3f} {time.monotonic() - started:.0f}s",
-                flush=True,
-            )
+            click.echo(f"{recipe.name} step {step} loss {loss.item():.3f} {time.monotonic() - started:.0f}s")
             save_state(state, {"model": model}, optimizer, step + 1)
     model.eval().half().save_pretrained(work / recipe.name)
-    processor = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "resample": 0, "do_rescale": True,
-                 "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-                 "size": {"height": ORACLE_SIZE, "width": ORACLE_SIZE}}  # fmt: skip
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "resample": 0,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"height": ORACLE_SIZE, "width": ORACLE_SIZE},
+    }
     (work / recipe.name / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
     return model.float()
 

@@ -1,4 +1,4 @@
-"""Packs finished training into package data: one diffusers folder, the twin's parts, the evaluators, digests."""
+"""Packs finished training into package data: a diffusers folder, the twin, the evaluators, digests."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ def pack(work: Path, data: Path = DATA) -> None:
     half = {"torch_dtype": torch.float16, "use_safetensors": True}
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(work / "vae", **half),
-        text_encoder=CLIPTextModel.from_pretrained(work / "base" / "text_encoder", dtype=torch.float16, use_safetensors=True),
+        text_encoder=CLIPTextModel.from_pretrained(
+            work / "base" / "text_encoder", dtype=torch.float16, use_safetensors=True
+        ),
         tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(work / "base" / "unet", **half),
-        scheduler=build_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     fresh = data.with_name("data.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.save_pretrained(fresh / "model", safe_serialization=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,9 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def save_state(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer, step: int,
-               averages: Mapping[str, torch.Tensor] | None = None) -> None:  # fmt: skip
-    """Write modules, Adam's moments, the moving averages and the number of finished steps; replaces `path` at once."""
+def save_state(
+    path: Path,
+    modules: Mapping[str, torch.nn.Module],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    averages: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write modules, Adam's moments, moving averages and the number of finished steps, atomically."""
     tensors = {f"module.{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{k}": v for k, v in moments.items()}
@@ -22,11 +26,15 @@ def save_state(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: to
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".partial")
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, fresh)
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
-def load_state(path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None,
-               averages: dict[str, torch.Tensor] | None = None) -> int:  # fmt: skip
+def load_state(
+    path: Path,
+    modules: Mapping[str, torch.nn.Module],
+    optimizer: torch.optim.Optimizer | None = None,
+    averages: dict[str, torch.Tensor] | None = None,
+) -> int:
     """Restore what `save_state` wrote, in place; the number of finished steps, 0 where there is no file."""
     if not path.exists():
         return 0

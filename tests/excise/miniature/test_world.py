@@ -1,4 +1,4 @@
-"""The drawn world: reproducible scenes, captions that fit the window, pictures that show what the scene says."""
+"""The drawn world: reproducible scenes, captions that fit, pictures that show what the scene says."""
 
 from __future__ import annotations
 
