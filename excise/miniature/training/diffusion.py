@@ -88,7 +88,7 @@ def train_branch(
     text_encoder, unet = build_text_encoder(tokenizer).to(device), build_unet().to(device)
     modules = {"text_encoder": text_encoder, "unet": unet}
     parameters = [*text_encoder.parameters(), *unet.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     averages: dict[str, torch.Tensor] = {}
     state = work / f"{branch.name}.state.safetensors"
     first = load_state(state, modules, optimizer, averages)
