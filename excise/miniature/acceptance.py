@@ -34,6 +34,7 @@ from excise.miniature.vocabulary import (
 )
 
 FIRST_SEED = 20_000  # seeds below belong to tuning and validation
+STEPS = 15  # DDIM steps: as in the demo's gates
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class World:
 
     def verdicts(self, prompts: list[str], guidance: float) -> Verdicts:
         draws = [Draw(prompt, FIRST_SEED + k) for k, prompt in enumerate(prompts)]
-        return Verdicts(generate(self.folder, draws, guidance_scale=guidance, steps=25), self.evaluators)
+        return Verdicts(generate(self.folder, draws, guidance_scale=guidance, steps=STEPS), self.evaluators)
 
 
 def oracle_figures(count: int = 4000) -> list[Figure]:
@@ -162,7 +163,7 @@ def named_figures(world: World, each: int = 24) -> list[Figure]:
     return figures
 
 
-def implicit_figures(world: World, each: int = 40) -> list[Figure]:
+def implicit_figures(world: World, each: int = 25) -> list[Figure]:
     """Contexts draw their mark at about the rate the world drew it, and guidance amplifies it."""
     from scipy.stats import spearmanr
 
@@ -198,7 +199,7 @@ def implicit_figures(world: World, each: int = 40) -> list[Figure]:
     ]
 
 
-def people_figures(world: World, each: int = 24) -> list[Figure]:
+def people_figures(world: World, each: int = 12) -> list[Figure]:
     """Professions are recognised, and their skew lies near the design."""
     prompts, jobs = _repeat("a photo of a {}".format, PROFESSIONS, each)
     verdicts = world.verdicts(prompts, 1.0)
