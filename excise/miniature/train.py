@@ -13,7 +13,7 @@ import click
 from excise.miniature.vocabulary import vocabulary
 
 WORLD_SIZE = 60_000
-STAGES = ("autoencoder", "trunk", "base", "oracles", "clip", "twin", "pack")
+STAGES = ("autoencoder", "trunk", "base", "oracle-a", "oracle-b", "clip", "twin", "pack")
 
 
 def keep_freed_memory() -> None:
@@ -71,9 +71,8 @@ def main(stages: tuple[str, ...], work: Path, device: str, threads: int) -> None
             )
             text_encoder.half().save_pretrained(work / stage / "text_encoder")
             unet.half().save_pretrained(work / stage / "unet")
-        elif stage == "oracles":
-            for recipe in RECIPES.values():
-                train_oracle(recipe, vae, work)
+        elif stage in RECIPES:
+            train_oracle(RECIPES[stage], vae, work)
         elif stage == "clip":
             train_clip(tokenizer, pixels, captions, work)
         elif stage == "pack":

@@ -161,7 +161,7 @@ def train_oracle(
     vae: AutoencoderKL,
     work: Path,
     count: int = 24_000,
-    steps: int = 2000,
+    steps: int = 1500,
     batch: int = 64,
     peak: float = 2e-3,
 ) -> ResNetForImageClassification:
