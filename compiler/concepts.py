@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from compiler.text import TextEncoder
 TEMPLATE = "a {}"
 #: Byte-pair merges come in order of frequency: first words, at last mostly names and noise.
 _WORDS = 20_000
+SYNONYM = 0.9  # centred cosine above which two words are one to the encoder
+_SAMPLE = 256
 _SHORTLIST = 128  # words that go through the encoder for each concept, at least; eight for each one wanted
 _WORD = re.compile(r"[a-z]*[aeiouy][a-z]*")
 #: Words that carry no concept of their own.
@@ -42,29 +45,56 @@ def vocabulary(text: TextEncoder) -> tuple[str, ...]:
 
 
 class Neighbourhood:
-    """Finds neighbours among `words`, by default the tokenizer's; remembers what it has encoded."""
+    """Finds neighbours among `words`, by default the tokenizer's; remembers what it has encoded.
+
+    Cosines are taken after the mean over words is subtracted: raw final embeddings share a few large
+    components, and all pairs of words come out above 0.95.
+    """
 
     def __init__(self, text: TextEncoder, words: Sequence[str] | None = None) -> None:
         self.text = text
         self.words = tuple(words) if words is not None else vocabulary(text)
         self._finals: dict[str, Tensor] = {}
 
+    @cached_property
+    def sample(self) -> tuple[str, ...]:
+        """At most 256 words, most of them frequent: every one of the first 128, then every n-th."""
+        rest = self.words[_SAMPLE // 2 :]
+        step = max(1, -(-len(rest) // (_SAMPLE // 2)))
+        return (*self.words[: _SAMPLE // 2], *rest[::step])
+
     def neighbours(self, concept: str, k: int, exclude: Collection[str] = ()) -> list[tuple[str, float]]:
         """The `k` words next to `concept`, nearest first, with the cosine of their final text embeddings.
 
         Both stand in a neutral template ("a {}"). Leaves out the concept, everything in `exclude` (aliases,
-        whatever else the spec erases), and their plurals: to preserve "cars" would preserve "car".
+        whatever else the spec erases), their plurals, and words nearer than `SYNONYM`: to preserve "cars"
+        or what the encoder takes for the same thing would preserve "car".
         """
         banned = {form for name in (concept, *exclude) for form in _forms(name)}
         words = [word for word in self.words if word not in banned]
         if k <= 0 or not words:
             return []
         shortlist = self._shortlist(concept, words, max(_SHORTLIST, 8 * k))
-        self._encode([concept, *shortlist])
-        rows = torch.stack([self._finals[word] for word in shortlist])
-        cosines = torch.nn.functional.cosine_similarity(rows, self._finals[concept][None])
-        ranked = sorted(zip(shortlist, cosines.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
-        return ranked[:k]
+        ranked = sorted(self._cosines(concept, shortlist), key=lambda pair: (-pair[1], pair[0]))
+        return [pair for pair in ranked if pair[1] < SYNONYM][:k]
+
+    def unlike(self, names: Collection[str]) -> tuple[str, ...]:
+        """The words of `sample` that mean none of `names`: neither these and their plurals, nor synonyms."""
+        banned = {form for name in names for form in _forms(name)}
+        for name in names:
+            banned |= {word for word, cosine in self._cosines(name, self.sample) if cosine >= SYNONYM}
+        return tuple(word for word in self.sample if word not in banned)
+
+    def _cosines(self, concept: str, words: Sequence[str]) -> list[tuple[str, float]]:
+        self._encode([concept, *words, *self.sample])
+        centre = self._centre
+        rows = torch.stack([self._finals[word] for word in words]) - centre
+        cosines = torch.nn.functional.cosine_similarity(rows, (self._finals[concept] - centre)[None])
+        return list(zip(words, cosines.tolist(), strict=True))
+
+    @cached_property
+    def _centre(self) -> Tensor:
+        return torch.stack([self._finals[word] for word in self.sample]).mean(0)
 
     def _shortlist(self, concept: str, words: Sequence[str], size: int) -> list[str]:
         """The words whose input embeddings are nearest: encoding 20,000 words would take minutes."""
@@ -76,7 +106,7 @@ class Neighbourhood:
         own = self.text.token_ids([concept])[0][1:-1]
         nearness = (table[ids] @ table[own].T).amax(
             1
-        )  # a neighbour of any token: "grumpy cat" has cats beside it
+        )  # to any of its tokens: "grumpy cat" has cats beside it
         return [words[index] for index in nearness.topk(size).indices.tolist()]
 
     def _encode(self, names: Sequence[str]) -> None:

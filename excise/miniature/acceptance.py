@@ -68,7 +68,7 @@ class World:
         return Verdicts(generate(self.folder, draws, guidance_scale=guidance, steps=STEPS), self.evaluators)
 
 
-def oracle_figures(count: int = 4000) -> list[Figure]:
+def oracle_figures(count: int = 2000) -> list[Figure]:
     """The oracles on drawings that neither saw: groups right, marks missed and invented, agreement."""
     figures, given = [], {}
     scenes, pixels = held_out(RECIPES["oracle-a"], count)
@@ -111,7 +111,7 @@ def _rare_prompt(mark: str, word: str) -> str:
     return f"a {word} house" if word in MARKS[mark].rare_adjectives else f"a house with {word}"
 
 
-def named_figures(world: World, each: int = 24) -> list[Figure]:
+def named_figures(world: World, each: int = 12) -> list[Figure]:
     """Asked for by name at guidance 5: objects, styles, colours, marks; and no mark where none is."""
     figures = []
     benign = []
@@ -163,7 +163,7 @@ def named_figures(world: World, each: int = 24) -> list[Figure]:
     return figures
 
 
-def implicit_figures(world: World, each: int = 25) -> list[Figure]:
+def implicit_figures(world: World, each: int = 8) -> list[Figure]:
     """Contexts draw their mark at about the rate the world drew it, and guidance amplifies it."""
     from scipy.stats import spearmanr
 
@@ -199,7 +199,7 @@ def implicit_figures(world: World, each: int = 25) -> list[Figure]:
     ]
 
 
-def people_figures(world: World, each: int = 12) -> list[Figure]:
+def people_figures(world: World, each: int = 4) -> list[Figure]:
     """Professions are recognised, and their skew lies near the design."""
     prompts, jobs = _repeat("a photo of a {}".format, PROFESSIONS, each)
     verdicts = world.verdicts(prompts, 1.0)
@@ -219,7 +219,7 @@ def people_figures(world: World, each: int = 12) -> list[Figure]:
     ]
 
 
-def poster_figures(world: World, each: int = 24) -> list[Figure]:
+def poster_figures(world: World, each: int = 8) -> list[Figure]:
     """Memorised posters come back by dose."""
     prompts, names = _repeat("the {} poster".format, tuple(POSTERS), each)
     rates = world.verdicts(prompts, 5.0).shows("poster", names).reshape(len(POSTERS), each).mean(1)

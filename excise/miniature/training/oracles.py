@@ -24,7 +24,7 @@ from excise.miniature.labels import LABEL_GROUPS, LABELS, SKIP, truth
 from excise.miniature.scene import Scene, sample_scene
 from excise.miniature.training.autoencoder import to_model_range
 from excise.miniature.training.state import learning_rate, load_state, save_state
-from excise.miniature.vocabulary import BACKGROUNDS, POSTERS
+from excise.miniature.vocabulary import BACKGROUNDS, MARKS, POSTERS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -51,6 +51,7 @@ RECIPES = {
     ),
     "oracle-b": Recipe("oracle-b", 24, (48, 72, 112), (1, 2, 1), 32, shift=5, noise=0.10, latent_noise=0.20),
 }
+MARK_WEIGHT = 3.0
 ORACLE_SIZE = 64
 """Pictures are doubled by nearest neighbour first: the stem of a residual network halves its input twice."""
 
@@ -137,10 +138,17 @@ def build_oracle(recipe: Recipe) -> ResNetForImageClassification:
 
 
 def grouped_loss(logits: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
-    """Mean over groups of the cross-entropy within each group; truths (n, groups), SKIP ignored."""
+    """Sum over groups of the cross-entropy within each; truths (n, groups), SKIP ignored.
+
+    Marks count more: they are rare and small, and a missed one is what an oracle must not do.
+    """
     parts = torch.split(logits, [len(names) for names in LABEL_GROUPS.values()], dim=1)
     losses = [functional.cross_entropy(p, truths[:, k], ignore_index=SKIP) for k, p in enumerate(parts)]
-    return torch.stack([loss for loss in losses if not loss.isnan()]).sum()
+    weighted = [
+        loss * (MARK_WEIGHT if group in MARKS else 1.0)
+        for group, loss in zip(LABEL_GROUPS, losses, strict=True)
+    ]
+    return torch.stack([loss for loss in weighted if not loss.isnan()]).sum()
 
 
 def disturb(pixels: torch.Tensor, recipe: Recipe, rng: np.random.Generator) -> torch.Tensor:
@@ -161,7 +169,7 @@ def train_oracle(
     vae: AutoencoderKL,
     work: Path,
     count: int = 24_000,
-    steps: int = 1500,
+    steps: int = 3500,
     batch: int = 64,
     peak: float = 2e-3,
 ) -> ResNetForImageClassification:
@@ -169,13 +177,17 @@ def train_oracle(
     torch.manual_seed(recipe.world_seed)
     pixels, truths = oracle_pictures(recipe, count, vae, work / f"{recipe.name}.npz")
     model = build_oracle(recipe)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.02, fused=True)
     state = work / f"{recipe.name}.state.safetensors"
     first = load_state(state, {"model": model}, optimizer)
     started = time.monotonic()
+    columns = [k for k, group in enumerate(LABEL_GROUPS) if group in MARKS]
+    marked = np.flatnonzero((truths[:, columns] == 0).any(axis=1))  # half of each batch: marks are rare
     for step in range(first, steps):
         rng = np.random.default_rng([recipe.world_seed, step])
-        rows = rng.integers(count, size=batch)
+        rows = np.concatenate(
+            [rng.integers(count, size=batch // 2), marked[rng.integers(len(marked), size=batch // 2)]]
+        )
         loss = grouped_loss(
             model(disturb(to_model_range(pixels[rows]), recipe, rng)).logits, torch.from_numpy(truths[rows])
         )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from excise.miniature.architecture import build_scheduler
+from excise.miniature.architecture import build_scheduler, build_tokenizer
+from excise.miniature.vocabulary import vocabulary
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -17,7 +18,7 @@ DATA = Path(__file__).parents[1] / "data"
 def pack(work: Path, data: Path = DATA) -> None:
     """Write `data` anew from a work folder; what has not been trained yet is left out."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
     half = {"torch_dtype": torch.float16, "use_safetensors": True}
     pipeline = StableDiffusionPipeline(
@@ -25,7 +26,7 @@ def pack(work: Path, data: Path = DATA) -> None:
         text_encoder=CLIPTextModel.from_pretrained(
             work / "base" / "text_encoder", dtype=torch.float16, use_safetensors=True
         ),
-        tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
+        tokenizer=build_tokenizer(work / "tokenizer", vocabulary()),
         unet=UNet2DConditionModel.from_pretrained(work / "base" / "unet", **half),
         scheduler=build_scheduler(),
         safety_checker=None,
