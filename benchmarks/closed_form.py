@@ -73,7 +73,8 @@ def difference_to_dense(base: Path, out: Path, document: dict[str, Any]) -> floa
     for edit in document["edits"]:
         gathered.move("{}", edit["concept"], edit["anchor"])
     columns = gathered.build()
-    edited, anchors, kept = columns.edited, columns.anchors, columns.preserved
+    edited, anchors = columns.edited, columns.anchors
+    kept = columns.preserved * columns.preserved_weights.sqrt()
     ridge = RIDGE * torch.eye(len(edited), dtype=torch.float64)
     inverse = torch.linalg.inv(edited @ edited.T + kept @ kept.T + ridge)
     worst = 0.0

@@ -89,6 +89,12 @@ class Clip:
         return self.config.hidden_size
 
     @property
+    def work(self) -> int:
+        """Multiplications that one position costs in all layers, attention among positions left out."""
+        config = self.config
+        return config.num_hidden_layers * 2 * self.width * (2 * self.width + config.intermediate_size)
+
+    @property
     def masks_padding(self) -> bool:
         """Whether the stock pipeline hides padding from this encoder: a few bases ask for it."""
         return self.config.use_attention_mask and not self.penultimate

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compiler.contexts import without
 from compiler.tail import encode_positions, stops
 from compiler.text import TextEncoder
 from editspec.errors import InputError
@@ -32,21 +33,20 @@ class Subject:
 
     @classmethod
     def of(cls, text: TextEncoder, template: str, name: str) -> Subject:
-        """The template filled with `name`, "" leaving the concept out: "a photo of a {}" -> "a photo of a".
+        """The template filled with `name`; "" leaves the concept out, as `contexts.without` does.
 
         A template without {} is a whole prompt that holds the name. Raises InputError where the prompt does
         not hold it or has more tokens than the window.
         """
         name = " ".join(name.split())
         before = " ".join(template.split()).partition("{}")[0]
-        prompt = " ".join(fill(template, name).split())
+        prompt = " ".join(fill(template, name).split()) if name else without(template)
         length = text.token_count(prompt)
         if length > text.window:
             what = f"has {length} tokens, the text encoder's window is {text.window}"
             raise InputError(f"prompt {prompt!r}", what, "shorten the concept, the anchor or the template")
         if not name:
-            start = text.token_count(before) - 1
-            return cls(prompt, start, start, length)
+            return cls(prompt, length - 1, length - 1, length)
         if "{}" in template:
             span = text.character_span(prompt, len(before), len(before) + len(name))
         else:
@@ -78,29 +78,38 @@ def align(concept: Subject, anchor: Subject, positions: Iterable[int], window: i
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of one solve: `edited` and their `anchors` (d, k) with `weights` (k,), `preserved` (d, m)."""
+    """Columns of one solve in float64: `edited` and `anchors` (d, k), `preserved` (d, m), their weights."""
 
     edited: Tensor
     anchors: Tensor
     weights: Tensor
     preserved: Tensor
+    preserved_weights: Tensor
     exact_padding: bool
+
+
+@dataclass
+class _Move:
+    source: Place
+    goal: Place
+    scale: float
+    weight: float = 0.0
 
 
 class ColumnSet:
     """Gathers the columns of all closed-form edits of a spec; equal contexts are one column.
 
     A state depends on the tokens up to its position only, so these identify it: BOS, or "a photo of a", is
-    one column however many prompts begin with it.
+    one column however many prompts begin with it, and its weight is the sum of theirs.
     """
 
     def __init__(self, text: TextEncoder) -> None:
         self.text = text
         self._ids: dict[str, list[int]] = {}
-        self._edited: dict[tuple[tuple[int, ...], ...], tuple[Place, Place, float, float]] = {}
-        self._preserved: dict[tuple[int, ...], Place] = {}
+        self._moves: dict[tuple[tuple[int, ...], ...], _Move] = {}
+        self._preserved: dict[tuple[int, ...], tuple[Place, float]] = {}
         for position in range(text.window):  # the whole unconditional branch: what all guidance starts from
-            self._preserve("", position)
+            self._preserve("", position, 1.0)
 
     def move(
         self, template: str, concept: str, anchor: str, *, weight: float = 1.0, scale: float = 1.0
@@ -113,29 +122,36 @@ class ColumnSet:
         for position, place in zip(positions, places, strict=True):
             key = (self._key(source.prompt, position), self._key(*place))
             if key[0] != key[1]:
-                self._edited.setdefault(key, ((source.prompt, position), place, weight, scale))
+                found = self._moves.setdefault(key, _Move((source.prompt, position), place, scale))
+                found.weight += weight
         for position in range(source.start):
-            self._preserve(source.prompt, position)
-        self.preserve(goal.prompt)
+            self._preserve(source.prompt, position, weight)
+        self.preserve(goal.prompt, weight=weight)
 
-    def preserve(self, prompt: str) -> None:
+    def preserve(self, prompt: str, *, weight: float = 1.0) -> None:
         """Keep what every position of this prompt says."""
+        prompt = " ".join(prompt.split())
         length = len(self._tokens(prompt))
         for position in (*range(length), *stops(length, self.text.window)):
-            self._preserve(prompt, position)
+            self._preserve(prompt, position, weight)
 
     def build(self) -> Columns:
         """Encode everything that was gathered. What an edit moves is no longer preserved."""
-        moved = {key[0] for key in self._edited}
-        kept = [place for key, place in self._preserved.items() if key not in moved]
-        sources = [entry[0] for entry in self._edited.values()]
-        goals = [entry[1] for entry in self._edited.values()]
-        states, exact = self._encode([*sources, *goals, *kept])
-        edited, anchors, preserved = torch.split(states, [len(sources), len(goals), len(kept)])
-        weights = edited.new_tensor([entry[2] for entry in self._edited.values()])
-        scales = edited.new_tensor([entry[3] for entry in self._edited.values()])
+        moved = {key[0] for key in self._moves}
+        moves = list(self._moves.values())
+        kept = [entry for key, entry in self._preserved.items() if key not in moved]
+        places = [
+            *(move.source for move in moves),
+            *(move.goal for move in moves),
+            *(place for place, _ in kept),
+        ]
+        states, exact = self._encode(places)
+        edited, anchors, preserved = torch.split(states, [len(moves), len(moves), len(kept)])
+        scales = edited.new_tensor([move.scale for move in moves])
         anchors = edited + scales[:, None] * (anchors - edited)
-        return Columns(edited.T, anchors.T, weights, preserved.T, exact)
+        weights = edited.new_tensor([move.weight for move in moves])
+        preserved_weights = edited.new_tensor([weight for _, weight in kept])
+        return Columns(edited.T, anchors.T, weights, preserved.T, preserved_weights, exact)
 
     def _encode(self, places: Sequence[Place]) -> tuple[Tensor, bool]:
         """Embeddings of the places, (n, width) float64, and whether those of padding are exact."""
@@ -156,8 +172,10 @@ class ColumnSet:
             [found[place] if place[0] else empty[place[1]] for place in places]
         ).double(), exact
 
-    def _preserve(self, prompt: str, position: int) -> None:
-        self._preserved.setdefault(self._key(prompt, position), (prompt, position))
+    def _preserve(self, prompt: str, position: int, weight: float) -> None:
+        key = self._key(prompt, position)
+        place, before = self._preserved.get(key, ((prompt, position), 0.0))
+        self._preserved[key] = (place, before + weight)
 
     def _tokens(self, prompt: str) -> list[int]:
         """Real token ids of the first tokenizer; both of SDXL's cut text alike."""

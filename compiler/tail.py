@@ -15,9 +15,9 @@ from torch import Tensor
 
 from compiler.text import TextEncoder
 
-#: Up to so many positions (prompts times window) the whole window is encoded: seconds on two CPU cores for
-#: Stable Diffusion's text encoder.
-EXACT_POSITIONS = 2560
+#: Up to so many multiplications the whole window is encoded, about three seconds on two CPU cores: 30 prompts
+#: for Stable Diffusion 1's text encoder.
+EXACT_WORK = 2 * 10**11
 
 
 def stops(length: int, window: int) -> list[int]:
@@ -39,15 +39,15 @@ def encode_positions(
 ) -> tuple[list[Tensor], bool]:
     """The padded embedding of each prompt at its `positions` (increasing), and whether they are exact.
 
-    Real tokens are always exact. Where the whole would exceed `EXACT_POSITIONS`, padding is approximated: the
+    Real tokens are always exact. Where the whole would exceed `EXACT_WORK`, padding is approximated: the
     encoder sees the wanted positions only, each counted in attention as often as it stands for others, and
     what this gets wrong for the empty prompt, whose embedding is known, is taken off. Each result is
     (positions, width).
     """
     if len(prompts) != len(positions):
         raise ValueError(f"{len(prompts)} prompts, {len(positions)} lists of positions")
-    cost = sum(max(wanted, default=-1) + 1 for wanted in positions)
-    if cost <= EXACT_POSITIONS or any(part.masks_padding for part in text.parts):
+    work = sum(max(wanted, default=-1) + 1 for wanted in positions) * sum(part.work for part in text.parts)
+    if work <= EXACT_WORK or any(part.masks_padding for part in text.parts):
         lengths = [max(wanted, default=-1) + 1 for wanted in positions]
         rows = text.encode_prefix(prompts, lengths)
         return [row[list(wanted)] for row, wanted in zip(rows, positions, strict=True)], True

@@ -15,18 +15,15 @@ from editspec import Erase
 
 if TYPE_CHECKING:
     from compiler.checkpoint import Checkpoint
-    from compiler.columns import Columns, ColumnSet
     from compiler.safetensors_file import TensorEntry
     from editspec import Edit, EditSpec
-
-ALONE = "{}"
 
 
 class EraseClosedForm(EditPass):
     """All closed-form erasures of a spec, solved together."""
 
     name: ClassVar[str] = "erase/closed-form"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     order: ClassVar[int] = 90
     merges: ClassVar[bool] = True
 
@@ -61,35 +58,43 @@ class EraseClosedForm(EditPass):
         changed = sum(entries[name].parameters for name in self.targets(edits, entries))
         width = max(entries[name].shape[1] for name in self.targets(edits, entries))
         erasures = _erasures(edits)
-        prompts = sum(
-            max(1, len(edit.templates))
-            * (2 + len(edit.aliases) + len(edit.preserve) + 2 * spec.preserve.auto)
-            for edit in erasures
-        ) + len(spec.preserve.concepts) * (1 + len({name for edit in erasures for name in edit.templates}))
+        names = [1 + len(edit.aliases) for edit in erasures]
+        listed = len(spec.preserve.concepts) + sum(len(edit.preserve) for edit in erasures)
+        listed += spec.preserve.auto * len(erasures)
+        prompts = 2 * sum(names) + listed  # alone, with anchors
+        if any(edit.templates for edit in erasures):  # among other words, as compiler.erasure gathers them
+            prompts += 2 * sum(max(64, 12 * count) + 5 * count for count in names) + 18 * listed + 384
         tokens_each = 16  # a short prompt and the stops that stand for its padding
-        words = 128 * 5 * len(erasures) if spec.preserve.auto else 0
+        words = 400 * 4 if spec.preserve.auto else 0
         # Two CPU cores: 100 GFLOP/s on matrices as small as a short prompt's, 30 in float64.
         flops = 2.0 * parameters * (prompts * tokens_each + words)
         seconds = 1.0 + parameters / 4e8 + flops / 1e11 + 2.0 * changed * width / 3e10
         return PassCost(evals=0, seconds=seconds, memory_bytes=4 * (parameters + 2 * changed) + (400 << 20))
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
+        from compiler.erasure import gather
         from compiler.solve import preserved_basis, solve
 
         erasures = _erasures(edits)
         names = self.targets(edits, context.checkpoint.weights("unet").entries)
         with context.progress.task("closed form", total=len(names) + 2) as task:
-            columns, mined = _columns(erasures, context)
+            gathered = gather(context.text(), erasures, context.spec)
+            columns = gathered.columns
             task.advance()
             ridge = min(edit.ridge for edit in erasures)
-            shared: dict[str, Any] = {"ridge": ridge, "weights": columns.weights}
             room = None
             if erasures[0].preserve_mode == "null-space":
-                room = preserved_basis(columns.preserved)
-                shared["basis"] = room.basis
+                room = preserved_basis(columns.preserved * columns.preserved_weights.sqrt())
+                solution = solve(columns.edited, ridge=ridge, weights=columns.weights, basis=room.basis)
             else:
-                shared["preserved"] = columns.preserved
-            text_map = solve(columns.edited, **shared).text_map(columns.anchors)
+                solution = solve(
+                    columns.edited,
+                    ridge=ridge,
+                    weights=columns.weights,
+                    preserved=columns.preserved,
+                    preserved_weights=columns.preserved_weights,
+                )
+            text_map = solution.text_map(columns.anchors)
             task.advance()
             deltas = {}
             for name in names:
@@ -105,50 +110,16 @@ class EraseClosedForm(EditPass):
             "left_undone": _rounded(left),
             "preserved_moved": _rounded(moved),
             "preserved_energy": None if room is None else _rounded(room.energy),
-            "neighbours": mined,
+            "neighbours": {
+                id: [[word, _rounded(cosine)] for word, cosine in found]
+                for id, found in gathered.neighbours.items()
+            },
         }
         return PassResult(deltas, record)
 
 
 def _erasures(edits: Sequence[Edit]) -> list[Erase]:
     return [edit for edit in edits if isinstance(edit, Erase)]
-
-
-def _columns(erasures: Sequence[Erase], context: PassContext) -> tuple[Columns, dict[str, Any]]:
-    """The columns of all edits, and the neighbours mined for each."""
-    from compiler.columns import ColumnSet
-
-    gathered = ColumnSet(context.text())
-    ridge = min(edit.ridge for edit in erasures)
-    for edit in erasures:
-        for template in edit.templates or (ALONE,):
-            for name in (edit.concept, *edit.aliases):
-                # A ridge of its own is a weight of its own: s |W c - v|^2 + r |W - W_0|^2, divided by r.
-                gathered.move(template, name, edit.anchor, weight=ridge / edit.ridge, scale=edit.scale)
-    mined = _preserve(gathered, erasures, context)
-    return gathered.build(), mined
-
-
-def _preserve(gathered: ColumnSet, erasures: Sequence[Erase], context: PassContext) -> dict[str, Any]:
-    """Gather what must stay: named concepts in all templates, mined neighbours in their edit's own."""
-    from compiler.concepts import Neighbourhood
-    from editspec.templates import fill
-
-    preserve = context.spec.preserve
-    hood = Neighbourhood(gathered.text) if preserve.auto else None
-    known = {*edited_words(context.spec), *preserve.concepts}
-    everywhere = dict.fromkeys((ALONE, *(template for edit in erasures for template in edit.templates)))
-    for template in everywhere:
-        for concept in preserve.concepts:
-            gathered.preserve(fill(template, concept))
-    mined: dict[str, Any] = {}
-    for edit in erasures:
-        words = hood.neighbours(edit.concept, preserve.auto, known | set(edit.preserve)) if hood else []
-        mined[edit.id] = [[word, _rounded(cosine)] for word, cosine in words]
-        for template in (ALONE, *edit.templates):
-            for concept in (*edit.preserve, *(word for word, _ in words)):
-                gathered.preserve(fill(template, concept))
-    return mined
 
 
 def _rounded(value: Any) -> float:

@@ -27,8 +27,8 @@ def test_a_subject_knows_its_tokens_in_the_template(text: TextEncoder) -> None:
 
 
 def test_an_empty_subject_leaves_the_template_without_it(text: TextEncoder) -> None:
-    assert Subject.of(text, "a photo of a {}", "") == Subject("a photo of a", 5, 5, 6)
-    assert Subject.of(text, "a {} drawing", "") == Subject("a drawing", 2, 2, 4)
+    assert Subject.of(text, "a photo of a {}", "") == Subject("a photo", 3, 3, 4)
+    assert Subject.of(text, "a {} drawing", "") == Subject("a drawing", 3, 3, 4)
     assert Subject.of(text, "{}", "") == Subject("", 1, 1, 2)
 
 
@@ -91,6 +91,9 @@ def test_columns_hold_the_prompts_own_embeddings(text: TextEncoder) -> None:
     assert columns.exact_padding
     # empty prompt whole (BOS is one of it), the shared "a", the anchor, "ring"
     assert columns.preserved.shape[1] == text.window + 1 + 2 * len(positions)
+    weights = sorted(columns.preserved_weights.tolist())
+    assert weights[: len(positions)] == [0.5] * len(positions)  # the anchor's
+    assert weights[-2:] == [2.0, 3.0]  # "a" stands before star, moon and ring, BOS before nothing too
 
 
 def test_equal_contexts_are_one_column(text: TextEncoder) -> None:
@@ -101,6 +104,7 @@ def test_equal_contexts_are_one_column(text: TextEncoder) -> None:
             gathered.preserve("a ring")
     assert once.build().edited.shape == twice.build().edited.shape
     assert once.build().preserved.shape == twice.build().preserved.shape
+    torch.testing.assert_close(twice.build().weights, 3 * once.build().weights)
 
 
 def test_what_is_moved_is_not_preserved(text: TextEncoder) -> None:

@@ -58,7 +58,7 @@ def test_a_few_prompts_are_exact(text: TextEncoder) -> None:
 def test_many_prompts_keep_exact_words_and_get_close_padding(
     text: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiler.tail, "EXACT_POSITIONS", 0)
+    monkeypatch.setattr(compiler.tail, "EXACT_WORK", 0)
     wanted = _wanted(text)
     rows, exact = encode_positions(text, PROMPTS, wanted)
     assert not exact
@@ -74,7 +74,7 @@ def test_many_prompts_keep_exact_words_and_get_close_padding(
 
 
 def test_a_stop_at_every_position_is_exact_again(text: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler.tail, "EXACT_POSITIONS", 0)
+    monkeypatch.setattr(compiler.tail, "EXACT_WORK", 0)
     everywhere = [list(range(text.window))] * len(PROMPTS)
     rows, _ = encode_positions(text, PROMPTS, everywhere)
     torch.testing.assert_close(torch.stack(rows), text.encode(PROMPTS), atol=2e-6, rtol=1e-5)

@@ -92,12 +92,14 @@ def test_every_matrix_equals_the_textbook_formula(tiny_checkpoint: Path, tmp_pat
     gathered.move("{}", "star", "shape")
     gathered.preserve("ring")
     columns = gathered.build()
+    assert result.record["preserved_columns"] == columns.preserved.shape[1]
     for name, delta in result.deltas.items():
         weight = context.weight(name).double()
-        gram = columns.edited @ columns.edited.T + columns.preserved @ columns.preserved.T
+        kept = columns.preserved * columns.preserved_weights.sqrt()
+        gram = columns.edited @ columns.edited.T + kept @ kept.T
         gram += 0.1 * torch.eye(len(gram), dtype=torch.float64)
         wanted = weight @ columns.anchors @ columns.edited.T
-        wanted += weight @ columns.preserved @ columns.preserved.T + 0.1 * weight
+        wanted += weight @ kept @ kept.T + 0.1 * weight
         dense = wanted @ torch.linalg.inv(gram) - weight
         assert float((delta.double() - dense).norm() / dense.norm()) < 1e-6
 
@@ -138,7 +140,8 @@ def test_two_edits_are_one_joint_solve(tiny_checkpoint: Path, tmp_path: Path) ->
     from compiler.solve import solve
 
     columns = gathered.build()
-    text_map = solve(columns.edited, ridge=1e-6, preserved=columns.preserved).text_map(columns.anchors)
+    kept = {"preserved": columns.preserved, "preserved_weights": columns.preserved_weights}
+    text_map = solve(columns.edited, ridge=1e-6, **kept).text_map(columns.anchors)
     for name, delta in together.deltas.items():
         torch.testing.assert_close(delta, (context.weight(name).double() @ text_map).float())
 

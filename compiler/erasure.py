@@ -1,0 +1,118 @@
+"""What a spec's closed-form erasures move and what they keep, gathered as the columns of one solve.
+
+With `templates: []` the columns are those of the paper: the concept alone, every column of weight 1. With
+templates the concept also stands in many sentences of other words, and words and sentences without it are
+kept. Weights are then per name: whatever the number of its prompts, an erased name weighs 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compiler.columns import Columns, ColumnSet
+from compiler.concepts import Neighbourhood
+from compiler.contexts import contexts, draws
+from compiler.keep import edited_words
+from compiler.seeds import derive
+from compiler.text import TextEncoder
+from editspec import EditSpec, Erase
+from editspec.templates import Kind, fill
+
+ALONE = "{}"
+CONTEXTS = 64  # sentences for the names of an edit together; each name has at least FEWEST
+FEWEST = 12
+POOL = 128  # sentences of other words that are kept, for all edits together
+POOL_WEIGHT = 16.0  # of kept words and sentences, for each erased name
+PRESERVED_WEIGHT = 1.0  # of each concept that is preserved by name or mined
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The columns, and for the record the neighbours mined for each edit: [word, cosine] pairs."""
+
+    columns: Columns
+    neighbours: dict[str, list[tuple[str, float]]]
+
+
+def gather(text: TextEncoder, erasures: Sequence[Erase], spec: EditSpec) -> Gathered:
+    """All columns of the erasures of `spec`, encoded."""
+    return _Gathering(text, erasures, spec).run()
+
+
+class _Gathering:
+    def __init__(self, text: TextEncoder, erasures: Sequence[Erase], spec: EditSpec) -> None:
+        self.text, self.erasures, self.spec = text, erasures, spec
+        self.columns = ColumnSet(text)
+        self.hood = Neighbourhood(text)
+        self.edited = edited_words(spec)
+        self.in_context = [edit for edit in erasures if edit.templates]
+        # Words that sentences are made of, on both sides; what is erased is none of them.
+        self.words = self.hood.unlike(self.edited) if self.in_context else ()
+
+    def run(self) -> Gathered:
+        for edit in self.erasures:
+            self._move(edit)
+        mined = {edit.id: self._mine(edit) for edit in self.erasures}
+        for concept in self.spec.preserve.concepts:
+            self._keep(concept, self.erasures)
+        for edit in self.erasures:
+            for concept in (*edit.preserve, *(word for word, _ in mined[edit.id])):
+                self._keep(concept, [edit])
+        if self.in_context and self.erasures[0].preserve_mode == "columns":
+            self._keep_pool()
+        return Gathered(self.columns.build(), mined)
+
+    def _move(self, edit: Erase) -> None:
+        names = (edit.concept, *edit.aliases)
+        # A ridge of its own is a weight of its own: s |W c - v|^2 + r |W - W_0|^2, divided by r.
+        held_back = min(other.ridge for other in self.erasures) / edit.ridge
+        for name in names:
+            templates = [*(edit.templates or (ALONE,)), *self._contexts(edit, name, len(names))]
+            weight = held_back / len(templates) if edit.templates else held_back
+            for template in templates:
+                self.columns.move(template, name, edit.anchor, weight=weight, scale=edit.scale)
+
+    def _contexts(self, edit: Erase, name: str, names: int) -> list[str]:
+        """Sentences for one name of an edit, as long as they fit the window with the anchor in them."""
+        if not edit.templates:
+            return []
+        seed = derive(self.spec.seed, "contexts", edit.id, name)
+        made = contexts(edit.kind, self.words, max(FEWEST, CONTEXTS // names), seed)
+        return [
+            template for template in made if self._fits(template, name) and self._fits(template, edit.anchor)
+        ]
+
+    def _mine(self, edit: Erase) -> list[tuple[str, float]]:
+        known = {*self.edited, *self.spec.preserve.concepts, *edit.preserve}
+        return self.hood.neighbours(edit.concept, self.spec.preserve.auto, known)
+
+    def _keep(self, concept: str, edits: Sequence[Erase]) -> None:
+        """Keep a concept alone, in the templates of `edits`, and among other words as their concepts are."""
+        templates = dict.fromkeys((ALONE, *(template for edit in edits for template in edit.templates)))
+        for kind in self._kinds(edits):
+            seed = derive(self.spec.seed, "preserved", concept, kind)
+            made = contexts(kind, self.words, FEWEST, seed)
+            templates |= dict.fromkeys(template for template in made if self._fits(template, concept))
+        weight = PRESERVED_WEIGHT / len(templates) if self.in_context else 1.0
+        for template in templates:
+            if "{}" in template:
+                self.columns.preserve(fill(template, concept), weight=weight)
+
+    def _keep_pool(self) -> None:
+        """Keep words of the vocabulary and sentences of them: all the rest that the model knows."""
+        prompts = [f"a {word}" for word in self.words]
+        for kind in self._kinds(self.in_context):
+            templates = contexts(kind, self.words, POOL, derive(self.spec.seed, "pool", kind))
+            subjects = draws(self.words, len(templates), derive(self.spec.seed, "pool subjects", kind))
+            prompts += [fill(template, word) for template, word in zip(templates, subjects, strict=True)]
+        names = sum(1 + len(edit.aliases) for edit in self.in_context)
+        prompts = [prompt for prompt in prompts if self.text.token_count(prompt) <= self.text.window]
+        for prompt in prompts:
+            self.columns.preserve(prompt, weight=POOL_WEIGHT * names / len(prompts))
+
+    def _kinds(self, edits: Sequence[Erase]) -> list[Kind]:
+        return list(dict.fromkeys(edit.kind for edit in edits if edit.templates))
+
+    def _fits(self, template: str, name: str) -> bool:
+        return self.text.token_count(fill(template, name)) <= self.text.window
