@@ -12,7 +12,7 @@ import pytest
 from compiler.artifact import GATES
 from compiler.checkpoint import Checkpoint
 from compiler.generate import Draw, generate
-from editspec import InputError, load_spec
+from editspec import Erase, InputError, load_spec
 from excise.commands.compile import build
 from excise.embedded import demo_spec, register
 from excise.miniature.assets import DATA, EVALUATORS, MODEL, export
@@ -73,8 +73,8 @@ def test_the_oracles_speak_the_labels_of_the_world() -> None:
 def test_the_bundled_spec_is_sound() -> None:
     register()
     spec = load_spec(demo_spec())
-    assert {edit.edit for edit in spec.edits} == {"erase"}
-    assert {gate.gate for gate in spec.gates} == {"erased", "implicit", "preserved", "neighbours", "drift"}
+    assert {edit.method for edit in spec.edits if isinstance(edit, Erase)} == {"esd", "closed-form"}
+    assert {gate.gate for gate in spec.gates} == {"erased", "preserved", "drift"}
 
 
 @pytest.mark.slow
