@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 VERSION = 1  # raise it when the same draw may give another picture: it is part of the cache's keys
 BATCH_AREA = {"cpu": 2048, "cuda": 65536, "mps": 16384}  # latent positions in a batch: bounds the memory
 MAX_BATCH = 32
+MOST_IN_MEMORY = 2**30  # bytes of pictures; more lie in a temporary file
 
 
 @dataclass(frozen=True, order=True)
@@ -124,14 +125,18 @@ class Sampler:
         if not draws:
             raise ValueError("there is nothing to draw")
         size = batch or self.batch
-        batches: list[Images] = []
+        pictures: Images | None = None
         with (progress or Silent()).task(name, total=len(draws)) as task:
             for start in range(0, len(draws), size):
                 part = list(draws[start : start + size])
                 padded = part + [part[-1]] * (size - len(part))
-                batches.append(self._cached_batch(padded, sampling)[: len(part)])
+                drawn = self._cached_batch(padded, sampling)[: len(part)]
+                if pictures is None:
+                    pictures = _room((len(draws), *drawn.shape[1:]))
+                pictures[start : start + len(part)] = drawn
                 task.advance(len(part))
-        return np.concatenate(batches)
+        assert pictures is not None
+        return pictures
 
     def _cached_batch(self, draws: Sequence[Draw], sampling: Sampling) -> Images:
         import numpy as np
@@ -204,6 +209,21 @@ class Sampler:
             yield
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(str(self.checkpoint.root), f"diffusers cannot load it: {error}") from error
+
+
+def _room(shape: tuple[int, ...]) -> Images:
+    """An array for pictures: in memory where it is small, else in an unnamed temporary file.
+
+    A release's gates draw ten thousand pictures; at 512x512 pixels those are 8 GB.
+    """
+    import math
+    import tempfile
+
+    import numpy as np
+
+    if math.prod(shape) <= MOST_IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    return np.memmap(tempfile.TemporaryFile(), dtype=np.uint8, mode="w+", shape=shape)
 
 
 def generate(

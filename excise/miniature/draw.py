@@ -45,14 +45,10 @@ def _draw_objects(canvas: Image.Image, scene: Scene, rng: np.random.Generator) -
         )
         return
     centre, radius = (32 + dx, 31 + dy), 20.0 * scale
-    behind = [m for m in scene.marks if m[0] != "crack"]
-    for mark, place, size in behind:
-        if place in ("top", "ring"):
-            paint_mark(canvas, mark, place, size, centre, radius, rng)
     paint_object(canvas, scene.object, scene.colour, scene.style, centre, radius)
+    # In front of the object always: a mark hidden behind it would be a label that no eye can check.
     for mark, place, size in scene.marks:
-        if not (mark != "crack" and place in ("top", "ring")):
-            paint_mark(canvas, mark, place, size, centre, radius, rng)
+        paint_mark(canvas, mark, place, size, centre, radius, rng)
 
 
 def _polygon(points: list[Point], centre: Point, radius: float) -> list[Point]:

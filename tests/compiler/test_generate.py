@@ -136,3 +136,12 @@ def test_progress_counts_pictures(sampler):
 def test_naming_draws_loads_no_torch():
     program = "import sys, compiler.generate; assert not {'torch', 'diffusers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_many_pictures_lie_in_a_file_and_are_the_same(sampler, monkeypatch):
+    draws = [Draw("a star", seed) for seed in range(3)]
+    in_memory = sampler.images(draws, Sampling(steps=2), batch=2)
+    monkeypatch.setattr("compiler.generate.MOST_IN_MEMORY", 10)
+    on_disk = sampler.images(draws, Sampling(steps=2), batch=2)
+    assert isinstance(on_disk, np.memmap) and not isinstance(in_memory, np.memmap)
+    assert np.array_equal(on_disk, in_memory)

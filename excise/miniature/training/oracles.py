@@ -169,7 +169,7 @@ def train_oracle(
     vae: AutoencoderKL,
     work: Path,
     count: int = 24_000,
-    steps: int = 3500,
+    steps: int = 6000,
     batch: int = 64,
     peak: float = 2e-3,
 ) -> ResNetForImageClassification:

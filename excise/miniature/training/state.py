@@ -52,6 +52,11 @@ def load_state(
                 moments.setdefault(int(index), {})[kind] = value
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for parameter, kept in optimizer.state.items():
+            # The fused kernel walks memory: moments must lie as their parameter does (channels last).
+            for kind, moment in kept.items():
+                if moment.shape == parameter.shape:
+                    kept[kind] = torch.empty_like(parameter).copy_(moment)
     if averages is not None:
         averages |= {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
     return int(tensors["step"])
