@@ -10,7 +10,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -43,8 +43,9 @@ class Step:
     """One call of the U-Net in a batch of n trajectories; all tensors (n, channels, h, w).
 
     `model_input` is x_t as the U-Net reads it, after `scale_model_input`. `uncond` and `cond` are e_0 and
-    e_c: noise or v, whichever the model predicts. Targets are mixtures of predictions whose weights sum to
-    one, and v is affine in the noise at a fixed x_t, so a target in v is the v of the target in noise.
+    e_c, `further` those of further prompts: noise or v, whichever the model predicts. Targets are mixtures of
+    predictions whose weights sum to one, and v is affine in the noise at a fixed x_t, so a target in v is the
+    v of the target in noise.
     """
 
     index: int
@@ -52,6 +53,11 @@ class Step:
     model_input: Tensor
     uncond: Tensor
     cond: Tensor
+    further: tuple[Tensor, ...] = ()
+
+
+Combine: TypeAlias = Callable[[Step], Tensor]
+"""What a guidance makes of one step's predictions: the one the scheduler steps with, (n, channels, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -102,27 +108,35 @@ def sample(
     guidance_scale: float,
     generators: Sequence[torch.Generator],
     observe: Callable[[Step], None] | None = None,
+    further: Sequence[Conditioning] = (),
+    combine: Combine | None = None,
 ) -> Sampled:
     """Run n trajectories together from standard normal `noise` (n, c, h, w) to final latents.
 
     `unconditional` has one row, `prompts` n. `generators`, one for each trajectory, feed schedulers that draw
-    noise at every step, so a trajectory's draws do not depend on its neighbours in the batch.
+    noise at every step, so a trajectory's draws do not depend on its neighbours in the batch. `further` are
+    prompts predicted beside these two at every step, each of one row or n; `combine` makes of all predictions
+    the one to step with, by default classifier-free guidance.
     """
     device = noise.device
     count = len(noise)
     scheduler = type(scheduler).from_config(scheduler.config)  # multistep schedulers remember their last run
     scheduler.set_timesteps(steps, device=device)
-    both = unconditional.expand(count).join(prompts)
+    read = unconditional.expand(count).join(prompts)
+    for other in further:
+        read = read.join(other.expand(count) if len(other) == 1 else other)
+    branches = 2 + len(further)
     options: dict[str, Any] = {}
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = list(generators)
     latents = noise * scheduler.init_noise_sigma
     for index, timestep in enumerate(scheduler.timesteps):
         model_input = scheduler.scale_model_input(latents, timestep)
-        predicted = predict(unet, torch.cat([model_input] * 2), timestep.expand(2 * count), both)
-        uncond, cond = predicted.chunk(2)
+        stacked = torch.cat([model_input] * branches)
+        uncond, cond, *others = predict(unet, stacked, timestep.expand(len(stacked)), read).chunk(branches)
+        step = Step(index, float(timestep), model_input, uncond, cond, tuple(others))
         if observe is not None:
-            observe(Step(index, float(timestep), model_input, uncond, cond))
-        guided = classifier_free_guidance(uncond, cond, guidance_scale)
+            observe(step)
+        guided = classifier_free_guidance(uncond, cond, guidance_scale) if combine is None else combine(step)
         latents = scheduler.step(guided, timestep, latents, **options, return_dict=False)[0]
-    return Sampled(latents, 2 * count * len(scheduler.timesteps))
+    return Sampled(latents, branches * count * len(scheduler.timesteps))
