@@ -118,7 +118,6 @@ class Sampler:
         name: str = "generate",
     ) -> Images:
         """uint8 (len(draws), height, width, 3), in order. `InputError` for a prompt over the window."""
-        import numpy as np
 
         from compiler.progress import Silent
 

@@ -143,5 +143,6 @@ def test_many_pictures_lie_in_a_file_and_are_the_same(sampler, monkeypatch):
     in_memory = sampler.images(draws, Sampling(steps=2), batch=2)
     monkeypatch.setattr("compiler.generate.MOST_IN_MEMORY", 10)
     on_disk = sampler.images(draws, Sampling(steps=2), batch=2)
-    assert isinstance(on_disk, np.memmap) and not isinstance(in_memory, np.memmap)
+    assert isinstance(on_disk, np.memmap)
+    assert not isinstance(in_memory, np.memmap)
     assert np.array_equal(on_disk, in_memory)
