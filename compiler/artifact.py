@@ -22,6 +22,8 @@ GATES = "provenance/gates.json"
 DELTAS = "provenance/deltas.safetensors"
 GRID = "provenance/grid.png"
 MANIFEST = "provenance/manifest.json"
+ATTESTATIONS = "provenance/attestations.intoto.jsonl"
+SIGNATURE = "model.sig"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from compiler.checkpoint import (
     Checkpoint,
     read_components,
 )
+from compiler.licence import CARD
 from compiler.weights import CONVERT, PICKLES, index_name, single_name
 from editspec.errors import InputError
 from editspec.model import HubBase, PathBase
@@ -24,6 +25,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 #: What a Hub snapshot needs beside weights; fetched first, for it tells which weights there are.
 _SMALL_FILES = (
     MODEL_INDEX,
+    CARD,
     *LICENSES,
     "*/config.json",
     "*/scheduler_config.json",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.cache import StageCache
 from compiler.cost import eval_seconds
 from compiler.device import Device
+from compiler.licence import require_allowed
 from compiler.passes import EditPass, discover
 from compiler.provenance import published_spec
 from compiler.versions import library_versions
@@ -136,6 +137,7 @@ def make_plan(
     Raises `InputError` naming every edit that no engine compiles, or that does not suit the checkpoint.
     """
     engines = discover() if passes is None else tuple(passes)
+    require_allowed(spec, checkpoint)
     groups = list(_groups(spec, engines))
     if misfits := _misfits(spec, checkpoint, groups):
         raise spec.errors(misfits)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath, PureWindowsPath
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LOCK_VERSION = 1
 EDITS_VERSION = 1
 PLACES = ("path", "model", "file", "image")  # the keys of a spec that hold local paths
+INPUTS = ("file", "image")  # those of an edit's own inputs
 
 
 def published_spec(spec: EditSpec) -> dict[str, Any]:
@@ -41,9 +42,12 @@ def without_home(path: str) -> str:
 
 
 def lock_record(spec: EditSpec, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """All inputs, pinned: the base's files by sha256, the library versions, the class of machine."""
+    """All inputs, pinned: the base's files and the edits' by sha256, licences, libraries, machine class."""
     import torch
 
+    from compiler.licence import licence_record
+
+    licence = licence_record(spec, checkpoint)
     return {
         "lock": LOCK_VERSION,
         "spec": plan.spec_digest,
@@ -53,10 +57,35 @@ def lock_record(spec: EditSpec, checkpoint: Checkpoint, plan: Plan) -> dict[str,
             "family": checkpoint.family,
             "digest": plan.base_digest,
             "files": checkpoint.digests(),
+            "license": licence.pop("base"),
         },
+        "license": licence,
+        "inputs": _inputs(spec),
         "libraries": dict(plan.libraries),
         "device": {"class": plan.device.device_class, "threads": torch.get_num_threads()},
     }
+
+
+def _inputs(spec: EditSpec) -> dict[str, str]:
+    """sha256 of every file that an edit reads (imported vectors, images), by edit and place as published."""
+    from compiler.digests import file_digest
+
+    return {
+        f"{edit['id']}/{without_home(path)}": file_digest(spec.folder / Path(path).expanduser())
+        for edit in spec.document["edits"]
+        for path in sorted(_files_of(edit))
+    }
+
+
+def _files_of(value: Any, key: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _files_of(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _files_of(inner, key)
+    elif isinstance(value, str) and key in INPUTS:
+        yield value
 
 
 def edits_record(

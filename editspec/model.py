@@ -88,6 +88,7 @@ class Publish:
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
+    accept_licenses: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
 
 

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches out; those that serve a Hub say so themselves
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+import json
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -42,6 +43,20 @@ def tiny_checkpoint_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_checkpoint_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in Stable Diffusion XL layout: two text encoders, together 32 + 24 wide."""
     return _build(tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl", xl=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole artifact, compiled from `tiny_checkpoint` with one closed-form edit and one gate."""
+    from editspec import parse_spec
+    from excise.commands.compile import build
+
+    folder = tmp_path_factory.mktemp("artifacts")
+    edit = {"id": "no-star", "edit": "erase", "concept": "star", "method": "closed-form", "anchor": "shape"}
+    gate = {"gate": "drift", "prompts": ["a moon"], "max_drift": 0.9, "steps": 2, "trials": 2}
+    document = {"editspec": 1, "name": "tiny", "base": {"path": str(tiny_checkpoint)}, "edits": [edit]}
+    document |= {"gates": [gate], "publish": {"license": "apache-2.0"}}
+    return build(parse_spec(json.dumps(document)), folder / "tiny", cache=folder / "cache").folder
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def build(
     from compiler.pipeline import compile_spec
     from compiler.progress import for_terminal
     from exporters.card import write_card
-    from registry.manifest import write_manifest
+    from exporters.manifest import write_manifest
 
     return compile_spec(
         spec,
