@@ -24,6 +24,7 @@ GRID = "provenance/grid.png"
 MANIFEST = "provenance/manifest.json"
 ATTESTATIONS = "provenance/attestations.intoto.jsonl"
 SIGNATURE = "model.sig"
+AFTERWARDS = (MANIFEST, ATTESTATIONS, SIGNATURE)  # made from the other files, so not listed in the manifest
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,7 @@ class Checkpoint:
     @property
     def digest(self) -> str:
         """One sha256 over all files' names and digests."""
-        lines = "".join(f"{digest}  {name}\n" for name, digest in self._digests.items())
-        return hashlib.sha256(lines.encode("utf-8")).hexdigest()
+        return listing_digest(self._digests)
 
     def _require_contained(self) -> None:
         """No file is a link out of the checkpoint: it would carry any file of this machine into the output.
@@ -159,6 +158,12 @@ class Checkpoint:
             target = (self.root / name).resolve()
             if not target.is_relative_to(inside):
                 _refuse(self.root / name, "is a link that leaves the checkpoint", "put the file itself there")
+
+
+def listing_digest(digests: Mapping[str, str]) -> str:
+    """One sha256 over files' names and sha256: that of `sha256sum`'s output, sorted by name."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode("utf-8")).hexdigest()
 
 
 def _require_folder(root: Path) -> None:

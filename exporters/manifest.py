@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compiler.artifact import (
-    ATTESTATIONS,
+    AFTERWARDS,
     DELTAS,
     EDITS,
     GATES,
     LOCK,
     MANIFEST,
     PLAN,
-    SIGNATURE,
     SPEC,
     Artifact,
 )
@@ -34,8 +33,6 @@ PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:excise:build:1"  # raise it when a build's statement is put together in another way
 BUILDER = "urn:excise:self-run"  # whoever ran it vouches for it: SLSA Build L1
 
-#: What is made after the manifest, from it.
-AFTERWARDS = (MANIFEST, ATTESTATIONS, SIGNATURE)
 BYPRODUCTS = (DELTAS, EDITS, GATES, PLAN)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")

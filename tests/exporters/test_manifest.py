@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from compiler import artifact as layout
-from compiler.artifact import Artifact
+from compiler.artifact import AFTERWARDS, Artifact
 from editspec.errors import InputError
 from exporters.manifest import (
-    AFTERWARDS,
     Difference,
     check_manifest,
     encoded,
