@@ -25,7 +25,7 @@ from compiler.weights import Weights, index_name, single_name
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LinkError", "LinkReport", "TensorRounding", "link"]
+__all__ = ["LinkError", "LinkReport", "TensorRounding", "copy_beside", "link", "scrubbed"]
 
 #: Keys of configurations that tell where a file lay on somebody's machine.
 _LOCAL_KEYS = frozenset(("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file"))
@@ -99,7 +99,7 @@ def _link(base: Checkpoint, deltas: Mapping[str, Tensor], out: Path) -> LinkRepo
         weight_files |= {*weights.files, weights.index}
     for name in base.files():
         if base.root / name not in weight_files:
-            _copy_beside(base.root / name, out / name)
+            copy_beside(base.root / name, out / name)
     return LinkReport(tuple(sorted(rounding, key=lambda tensor: tensor.name)))
 
 
@@ -147,23 +147,24 @@ def _write_index(weights: Weights, names: Mapping[Path, str], target: Path) -> N
     _write_json({"metadata": {"total_size": total}, "weight_map": weight_map}, target)
 
 
-def _copy_beside(path: Path, target: Path) -> None:
+def copy_beside(path: Path, target: Path) -> None:
     """Copy a file without weights; a configuration loses what it says about somebody's machine."""
     if path.name in _CONFIGS:
         config = read_object(path)
-        scrubbed = _scrubbed(config)
-        if scrubbed != config:
-            _write_json(scrubbed, target)
+        clean = scrubbed(config)
+        if clean != config:
+            _write_json(clean, target)
             return
     with opened(path) as source, create(target) as sink:
         copy_range(source, sink, 0, path.stat().st_size, 0, path)
 
 
-def _scrubbed(value: Any) -> Any:
+def scrubbed(value: Any) -> Any:
+    """A JSON value without the keys that tell where a file lay on somebody's machine."""
     if isinstance(value, dict):
-        return {key: _scrubbed(inner) for key, inner in value.items() if key not in _LOCAL_KEYS}
+        return {key: scrubbed(inner) for key, inner in value.items() if key not in _LOCAL_KEYS}
     if isinstance(value, list):
-        return [_scrubbed(inner) for inner in value]
+        return [scrubbed(inner) for inner in value]
     return value
 
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +37,17 @@ class Output:
     force: bool
 
     @classmethod
-    def claimed(cls, out: Path, *, force: bool, base: Path, needed_bytes: int) -> Output:
+    def claimed(
+        cls,
+        out: Path,
+        *,
+        force: bool,
+        base: Path,
+        needed_bytes: int,
+        replaceable: Callable[[Path], bool] = is_artifact,
+    ) -> Output:
         """Refuse, before any work: a path that exists (without `force`), that is or holds the base, that
-        Excise did not build, or whose disk has not `needed_bytes` left."""
+        Excise did not build (is not `replaceable`), or whose disk has not `needed_bytes` left."""
         place = out.absolute().parent.resolve() / out.absolute().name
         if place.name in ("", ".."):
             raise InputError(str(out), "not a name for a new folder", "end the path in the artifact's name")
@@ -49,11 +57,11 @@ class Output:
                 str(out), "the base checkpoint lies there", "choose a folder apart from the base"
             )
         if os.path.lexists(place):
-            _require_replaceable(out, place, force)
+            _require_replaceable(out, place, force, replaceable)
         rejects = place.parent / REJECTED / place.name
         if os.path.lexists(rejects) and not is_artifact(rejects):
             raise InputError(str(rejects), "is where a rejected artifact goes, and not one", "move it away")
-        _require_space(out, place, needed_bytes)
+        require_space(out, place, needed_bytes)
         return cls(place, force)
 
     @contextlib.contextmanager
@@ -101,16 +109,17 @@ def storage_refusals(where: Path) -> Iterator[None]:
         raise InputError(str(error.filename or where), what, remedy) from error
 
 
-def _require_replaceable(out: Path, place: Path, force: bool) -> None:
+def _require_replaceable(out: Path, place: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:
     if not force:
         raise InputError(str(out), "exists already", "choose another path, or replace it with --force")
-    if place.is_symlink() or not is_artifact(place):
+    if place.is_symlink() or not replaceable(place):
         raise InputError(
             str(out), "exists and was not built by Excise, so --force leaves it alone", "choose another path"
         )
 
 
-def _require_space(out: Path, place: Path, needed_bytes: int) -> None:
+def require_space(out: Path, place: Path, needed_bytes: int) -> None:
+    """Refuse a place (`out`, as the user wrote it) that is read-only or has not `needed_bytes` left."""
     there = next(parent for parent in place.parents if parent.exists())
     if not there.is_dir():
         raise InputError(str(there), *REFUSALS[errno.ENOTDIR])

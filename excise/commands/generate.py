@@ -1,11 +1,16 @@
-"""`excise generate`: pictures from a checkpoint folder, through the stock pipeline."""
+"""`excise generate`: pictures from a checkpoint folder, or from an ONNX folder without torch."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from compiler.generate import Draw, Images, Sampling
 
 
 @click.command()
@@ -45,27 +50,21 @@ def generate(
     """Draw PROMPT with the checkpoint in DIR ("miniature" is the embedded model).
 
     With --count N the seeds run on from --seed, and each file's name gets its seed before ".png". A picture
-    depends on prompt and seed alone: they are drawn one by one.
+    depends on prompt and seed alone: they are drawn one by one. A folder that `excise export onnx` wrote is
+    drawn with ONNX Runtime alone, on cuda or cpu; a seed gives the same picture there.
     """
     from PIL import Image
 
-    from compiler.base import open_base
-    from compiler.device import choose
-    from compiler.generate import Draw, Sampler, Sampling, variant_of
-    from compiler.progress import for_terminal
-    from editspec import InputError, PathBase
-    from excise import embedded
+    from compiler.generate import Draw, Sampling
+    from editspec import InputError
 
     files = named(output, seed, count)
     if not force and (there := next((file for file in files if file.exists()), None)):
         raise InputError(str(there), "exists", "choose another name with -o, or replace it with --force")
     if not output.parent.is_dir():
         raise InputError(str(output.parent), "is not a folder", "create it, or choose another name with -o")
-    embedded.register()
-    opened = open_base(PathBase(path=str(checkpoint), variant=variant_of(checkpoint)), Path.cwd())
     draws = [Draw(prompt, seed + k) for k in range(count)]
-    sampler = Sampler(opened, device=choose(device).open())
-    images = sampler.images(draws, Sampling(guidance, steps), batch=1, progress=for_terminal())
+    images = _drawn(checkpoint, draws, Sampling(guidance, steps), device)
     for image, file in zip(images, files, strict=True):
         Image.fromarray(image).save(file, format="PNG")
     if as_json:
@@ -73,6 +72,25 @@ def generate(
         click.echo(json.dumps({"prompt": prompt, "images": written}, indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(str(file) for file in files))
+
+
+def _drawn(folder: Path, draws: Sequence[Draw], sampling: Sampling, device: str) -> Images:
+    """The pictures: by ONNX Runtime from an exported folder, by the stock pipeline from a checkpoint."""
+    from compiler.progress import for_terminal
+    from exporters.onnx_sampler import OnnxSampler, is_onnx_folder
+
+    if is_onnx_folder(folder):
+        return OnnxSampler(folder, device).images(draws, sampling, progress=for_terminal())
+    from compiler.base import open_base
+    from compiler.device import choose
+    from compiler.generate import Sampler, variant_of
+    from editspec import PathBase
+    from excise import embedded
+
+    embedded.register()
+    opened = open_base(PathBase(path=str(folder), variant=variant_of(folder)), Path.cwd())
+    sampler = Sampler(opened, device=choose(device).open())
+    return sampler.images(draws, sampling, batch=1, progress=for_terminal())
 
 
 def named(output: Path, seed: int, count: int) -> list[Path]:
