@@ -1,11 +1,16 @@
-"""A tiny checkpoint with an edit of known shape: low rank, full rank, a kernel, a bias and a norm."""
+"""What exports are tried on: a checkpoint with edits of known shape; small artifacts and a Hub to push to.
+
+The edits: low rank, full rank, a kernel, a bias and a norm.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from local_hub import TOKEN, LocalHub, short_waits
+from small_artifact import build
 
 TENSORS = {
     "low rank": "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
@@ -51,5 +56,25 @@ def edit(tmp_path: Path) -> Callable[..., Path]:
             (out / "provenance").mkdir()
             deltas.save(changes, out / DELTAS)
         return out
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A Hub on loopback that the client in this process talks to, by LFS, in parts above 64 kB."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.delenv("HF_OIDC_RESOURCE", raising=False)
+    with LocalHub(part_bytes=2**16) as hub, short_waits():
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Callable[..., Path]:
+    """A function that builds a small artifact in a fresh folder, different for every `version`."""
+
+    def make(version: int = 1, **files: bytes) -> Path:
+        return build(tmp_path / f"artifact-{version}-{len(list(tmp_path.iterdir()))}", version, files)
 
     return make
