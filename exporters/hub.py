@@ -156,7 +156,11 @@ def _is_set(
     oid = state.tags.get(tag)
     if oid is None:
         return False
-    if changes(release, tree if oid == state.head else repository.tree(oid)):
+    wrong = changes(release, tree if oid == state.head else repository.tree(oid))
+    if wrong.only_signature:
+        what = f"holds this very build already, signed otherwise, as '{tag}'; a tag is never moved"
+        raise InputError(repository.url, what, "keep that release, or remove the tag on the Hub first")
+    if wrong:
         what = f"the tag '{tag}' names another release ({oid[:12]}), and a tag is never moved"
         raise InputError(repository.url, what, "choose another tag")
     return True

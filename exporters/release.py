@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.digests import file_digests
+from compiler.artifact import ATTESTATIONS, MANIFEST, SIGNATURE
 from editspec.errors import InputError
 
+SIGNED_LATER = frozenset({ATTESTATIONS, SIGNATURE})  # about a build, and no part of it
 SERVERS_OWN = frozenset({".gitattributes"})  # the Hub writes it; no artifact has it
 READ_WHOLE = 8 * 2**20  # bytes; up to here the very bytes that were hashed are sent
 
@@ -59,27 +60,22 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Release:
-    """All files of an artifact; `digest` (sha256, hex) names them and what is in them."""
+    """All files of an artifact; `digest` is its build's: the sha256 (hex) of its manifest."""
 
     files: tuple[LocalFile, ...]
+    digest: str
 
     @classmethod
-    def read(cls, folder: Path, names: Iterable[str]) -> Release:
-        """Hash the files `names` of `folder`. `InputError` for one that cannot be read."""
-        paths = {name: folder / name for name in sorted(names)}
-        for path in paths.values():
-            if not path.is_file():
-                raise InputError(str(path), "is not a file", "compile the artifact again")
-        digests = file_digests(paths.values())
-        return cls(
-            tuple(LocalFile(name, path, path.stat().st_size, digests[path]) for name, path in paths.items())
-        )
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the lines that `sha256sum` would print for the files, sorted by name."""
-        lines = "".join(f"{file.sha256}  {file.name}\n" for file in self.files)
-        return hashlib.sha256(lines.encode("utf-8")).hexdigest()
+    def of(cls, folder: Path, digests: Mapping[str, str]) -> Release:
+        """The files of `folder` that `digests` names, with their sha256, the manifest among them."""
+        try:
+            files = [
+                LocalFile(name, folder / name, (folder / name).stat().st_size, digest)
+                for name, digest in sorted(digests.items())
+            ]
+        except OSError as error:
+            raise InputError(str(error.filename), f"cannot be read: {error.strerror}") from error
+        return cls(tuple(files), digests[MANIFEST])
 
     @property
     def size(self) -> int:
@@ -97,6 +93,11 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.add or self.change or self.remove)
+
+    @property
+    def only_signature(self) -> bool:
+        """Whether the build is the same and only what was signed over it differs."""
+        return bool(self) and SIGNED_LATER.issuperset((*self.add, *self.change, *self.remove))
 
     def __str__(self) -> str:
         parts = [

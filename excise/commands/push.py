@@ -80,16 +80,19 @@ def verified(built: Artifact) -> Release:
     """The files to publish. `GateFailed` unless they are what was built and all gates passed."""
     from compiler.artifact import GATES
     from editspec import GateFailed
+    from exporters.inventory import Inventory
+    from exporters.manifest import differences, read_manifest
     from exporters.release import Release
-    from registry.manifest import DOWNLOAD_FILES, DOWNLOAD_FOLDERS, check_manifest
 
-    damaged = [f"{difference.path} is {difference.what}" for difference in check_manifest(built.folder)]
+    inventory = Inventory.of(built.folder)
+    digests = inventory.digests()
+    found = differences(inventory, digests, read_manifest(built.folder))
+    damaged = [f"{difference.path} is {difference.what}" for difference in found]
     if damaged:
         raise GateFailed("\n  ".join([f"{built.folder} is not as it was built; nothing was sent", *damaged]))
     if built.read(GATES).get("passed") is not True:
         raise GateFailed(f"{built.folder}: a gate failed when it was built; nothing was sent")
-    names = (name for name in built.files() if name not in DOWNLOAD_FILES)
-    return Release.read(built.folder, (name for name in names if not name.startswith(DOWNLOAD_FOLDERS)))
+    return Release.of(built.folder, digests)
 
 
 def told(done: Published) -> str:

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from local_hub import TOKEN, LocalHub
-from small_artifact import build
 
 from compiler.artifact import CARD, GATES, Artifact
 from excise.cli import run
-from registry.manifest import write_manifest
+from exporters.manifest import write_manifest
 
 Output = tuple[int, str, str]
 Excise = Callable[..., Output]
@@ -27,6 +27,11 @@ def excise(capsys: pytest.CaptureFixture[str]) -> Excise:
 
 
 @pytest.fixture
+def folder(tiny_artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_artifact, tmp_path / "built"))
+
+
+@pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
@@ -36,15 +41,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
         yield hub
 
 
-def test_push_prints_the_address_of_what_it_published(excise: Excise, hub: LocalHub, tmp_path: Path) -> None:
-    folder = build(tmp_path / "built")
+def test_push_prints_the_address_of_what_it_published(excise: Excise, hub: LocalHub, folder: Path) -> None:
     code, out, err = excise("push", folder, "maker/small", "--tag", "v1")
     repository = hub.state.repositories["maker/small"]
     head = repository.branches["main"]
     assert (code, out) == (0, f"{hub.endpoint}/maker/small/tree/{head}\n")
     assert "created the private repository" in err
     assert "tagged v1" in err
-    assert repository.revisions[head].title.startswith("small: build ")
+    assert repository.revisions[head].title.startswith("tiny: build ")
     code, out, _ = excise("push", folder, "maker/small", "--json", "--dry-run")
     facts = json.loads(out)
     assert code == 0
@@ -53,9 +57,8 @@ def test_push_prints_the_address_of_what_it_published(excise: Excise, hub: Local
 
 
 def test_what_downloading_added_to_the_folder_is_not_published(
-    excise: Excise, hub: LocalHub, tmp_path: Path
+    excise: Excise, hub: LocalHub, folder: Path
 ) -> None:
-    folder = build(tmp_path / "built")
     (folder / ".cache" / "huggingface").mkdir(parents=True)
     (folder / ".cache" / "huggingface" / "lock").write_text("", "utf-8")
     (folder / ".gitattributes").write_text("", "utf-8")
@@ -67,9 +70,8 @@ def test_what_downloading_added_to_the_folder_is_not_published(
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "unexpected"])
 def test_a_damaged_artifact_is_refused_and_the_hub_never_asked(
-    excise: Excise, hub: LocalHub, tmp_path: Path, damage: str
+    excise: Excise, hub: LocalHub, folder: Path, damage: str
 ) -> None:
-    folder = build(tmp_path / "built")
     if damage == "changed":
         (folder / CARD).write_text("another card", "utf-8")
     elif damage == "missing":
@@ -82,8 +84,7 @@ def test_a_damaged_artifact_is_refused_and_the_hub_never_asked(
     assert hub.requests == []
 
 
-def test_an_artifact_that_failed_its_gates_is_refused(excise: Excise, hub: LocalHub, tmp_path: Path) -> None:
-    folder = build(tmp_path / "built")
+def test_an_artifact_that_failed_its_gates_is_refused(excise: Excise, hub: LocalHub, folder: Path) -> None:
     artifact = Artifact(folder)
     artifact.write(GATES, {"gates": [], "passed": False})
     write_manifest(artifact)
@@ -94,10 +95,10 @@ def test_an_artifact_that_failed_its_gates_is_refused(excise: Excise, hub: Local
 
 
 def test_a_refusal_is_one_message_and_never_names_the_token(
-    excise: Excise, hub: LocalHub, tmp_path: Path
+    excise: Excise, hub: LocalHub, folder: Path
 ) -> None:
     hub.fail("/objects/batch", "expired")
-    code, out, err = excise("push", build(tmp_path / "built"), "maker/small", "--json")
+    code, out, err = excise("push", folder, "maker/small", "--json")
     error = json.loads(out)["error"]
     assert code == 2
     assert "the token is missing, wrong or expired" in error["message"]

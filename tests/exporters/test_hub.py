@@ -1,34 +1,25 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from local_hub import LocalHub
+from small_artifact import contents, read
 
-from compiler.artifact import CARD, Artifact
+from compiler.artifact import CARD, MANIFEST, SIGNATURE, Artifact
 from editspec.errors import GateFailed, InputError
 from exporters.hub import BUILD_TAG, Published, Wish, push
-from exporters.release import Release
-from registry.manifest import check_manifest
+from exporters.manifest import check_manifest
 
 NAME = "maker/small"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 Make = Callable[..., Path]
 
 
-def read(folder: Path) -> Release:
-    return Release.read(folder, Artifact(folder).files())
-
-
 def publish(folder: Path, **wish: Any) -> Published:
     return push(read(folder), NAME, Wish(**wish), pauses=(0.0, 0.0))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in Artifact(folder).files()}
 
 
 def writes(hub: LocalHub) -> list[str]:
@@ -240,11 +231,14 @@ def test_a_hub_that_would_see_the_token_unencrypted_is_refused(
     assert "word" not in str(refused.value)
 
 
-def test_the_digest_is_that_of_the_lines_of_sha256sum(artifact: Make, tmp_path: Path) -> None:
-    import hashlib
-
-    release = read(artifact())
-    lines = "".join(f"{file.sha256}  {file.name}\n" for file in sorted(release.files, key=lambda f: f.name))
-    assert release.digest == hashlib.sha256(lines.encode("ascii")).hexdigest()
-    fewer = dataclasses.replace(release, files=release.files[1:])
-    assert fewer.digest != release.digest
+def test_a_build_that_is_out_already_is_not_published_again_under_another_signature(
+    hub: LocalHub, artifact: Make
+) -> None:
+    folder = artifact()
+    (folder / SIGNATURE).write_bytes(b"{}")
+    assert publish(folder).digest == Artifact(folder).sha256(MANIFEST)
+    (folder / SIGNATURE).write_bytes(b"{ }")
+    hub.requests.clear()
+    with pytest.raises(InputError, match="this very build already, signed otherwise"):
+        publish(folder)
+    assert writes(hub) == []

@@ -7,22 +7,17 @@ from pathlib import Path
 import pytest
 from hub_storage import SIGNATURE
 from local_hub import TOKEN, LocalHub
+from small_artifact import contents, read
 
-from compiler.artifact import Artifact
 from editspec.errors import InputError
 from exporters.hub import BUILD_TAG, Published, push
-from exporters.release import Release
 
 NAME = "maker/small"
 Make = Callable[..., Path]
 
 
 def publish(folder: Path) -> Published:
-    return push(Release.read(folder, Artifact(folder).files()), NAME, pauses=(0.0, 0.0))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in Artifact(folder).files()}
+    return push(read(folder), NAME, pauses=(0.0, 0.0))
 
 
 STEPS = {
