@@ -75,7 +75,7 @@ def test_a_damaged_artifact_is_refused_and_the_hub_never_asked(
     if damage == "changed":
         (folder / CARD).write_text("another card", "utf-8")
     elif damage == "missing":
-        (folder / "tokenizer/merges.txt").unlink()
+        (folder / "tokenizer" / "tokenizer_config.json").unlink()
     else:
         (folder / "unet" / "more.py").write_text("import os", "utf-8")
     code, out, err = excise("push", folder, "maker/small")
