@@ -224,7 +224,7 @@ ROUTES: tuple[tuple[str, Callable[..., Answer]], ...] = (
     (rf"POST {_MODEL}/commit/{_PART}", Api.commit),
     (rf"POST {_MODEL}/tag/{_PART}", Api.tag),
     (rf"GET {_MODEL}/discussions", Api.discussions),
-    (rf"GET {_MODEL}/xet-(read|write)-token/{_PART}", Api.no_xet),
+    (rf"GET {_MODEL}/xet-(read|write)-token/{_PART}", Api.xet_token),
     (rf"POST /{_NAME}\.git/info/lfs/objects/batch", Api.batch),
     (rf"POST /{_NAME}\.git/info/lfs/verify", Api.verify),
     (rf"PUT /storage/{_PART}", Api.put),

@@ -79,5 +79,11 @@ class Storage:
     def get(self, oid: str) -> Answer:
         return Answer(200, self.state.objects[oid], ETag=f'"{oid}"')
 
-    def no_xet(self, name: str, kind: str, revision: str) -> Answer:
-        return refused(404, "Xet is not offered here")
+    def xet_token(self, name: str, kind: str, revision: str) -> Answer:
+        """Where Xet keeps its chunks: a folder, by the client library's own scheme for such."""
+        self.repository(name, write=kind == "write")
+        if self.state.xet is None:
+            return refused(404, "Xet is not offered here")
+        facts = {"casUrl": f"local://{self.state.xet}", "accessToken": "of-xet", "exp": 4_102_444_800}
+        headers = {"X_Xet_Cas_Url": facts["casUrl"], "X_Xet_Access_Token": facts["accessToken"]}
+        return Answer(200, facts, **headers, X_Xet_Token_Expiration=str(facts["exp"]))

@@ -9,6 +9,7 @@ from hub_storage import SIGNATURE
 from local_hub import TOKEN, LocalHub
 from small_artifact import contents, read
 
+from compiler.artifact import Artifact
 from editspec.errors import InputError
 from exporters.hub import BUILD_TAG, Published, push
 
@@ -141,6 +142,22 @@ def test_neither_token_nor_signed_address_reaches_a_log_or_the_screen(
     shown = caplog.text + "".join(capfd.readouterr()) + str(refused.value)
     assert TOKEN not in shown
     assert SIGNATURE not in shown
+
+
+def test_xet_carries_the_large_files_too(
+    hub: LocalHub, artifact: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    hub.state.xet = str(tmp_path / "chunks")
+    folder = artifact()
+    done = publish(folder)
+    tree = hub.state.repositories[NAME].revision(BUILD_TAG + done.digest).tree
+    digests = {name: blob.large for name, blob in tree.items() if blob.large}
+    assert len(digests) == 5
+    assert all(digest == Artifact(folder).sha256(name) for name, digest in digests.items())
+    assert not any("/storage/" in request for request in hub.requests)
+    assert sum(path.stat().st_size for path in (tmp_path / "chunks").rglob("*") if path.is_file()) > 200_000
 
 
 def test_a_server_without_xet_is_told_in_words(
