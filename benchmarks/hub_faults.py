@@ -47,10 +47,19 @@ def requests_of_a_push(old: Path, new: Path) -> list[str]:
         return list(hub.requests)
 
 
-def one_round(number: int, draws: random.Random, old: Path, new: Path, requests: int) -> dict[str, Any]:
+def where_it_bites(kind: str, requests: list[str]) -> list[int]:
+    """The requests of a push at which a fault of this kind makes a difference."""
+    if kind == "conflict":  # someone else's commit is to the repository that the request is about
+        return [number for number, request in enumerate(requests) if f"/{NAME}/" in request]
+    if kind == "full":  # room is asked for once
+        return list(range(1 + next(n for n, request in enumerate(requests) if request.endswith("/batch"))))
+    return list(range(len(requests)))
+
+
+def one_round(number: int, draws: random.Random, old: Path, new: Path, requests: list[str]) -> dict[str, Any]:
     """One fault, what was visible after it, and where the repeated push ended."""
     kind = draws.choice(sorted(FAULTS))
-    after = draws.randrange(requests)
+    after = draws.choice(where_it_bites(kind, requests))
     times = draws.choice((1, 1, 10**6)) if kind in LASTING else 1
     with LocalHub(part_bytes=PARTS) as hub:
         os.environ["HF_ENDPOINT"] = hub.endpoint
@@ -106,7 +115,7 @@ def measure(faults: int, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="excise-hub-") as folder, short_waits():
         old, new = build(Path(folder) / "old", 1), build(Path(folder) / "new", 2)
-        requests = len(requests_of_a_push(old, new))
+        requests = requests_of_a_push(old, new)
         for number in range(faults):
             rounds.append(one_round(number, draws, old, new, requests))
             line = rounds[-1]
@@ -118,7 +127,7 @@ def measure(faults: int, seed: int) -> dict[str, Any]:
     return {
         "faults": faults,
         "seed": seed,
-        "requests_of_a_push": requests,
+        "requests_of_a_push": len(requests),
         "kinds": dict(Counter(line["kind"] for line in rounds)),
         "met": sum(line["request"] is not None for line in rounds),
         "outlived": sum(line["outcome"] == "outlived" for line in rounds),

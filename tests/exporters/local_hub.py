@@ -5,8 +5,8 @@
         push(...)                       # with HF_ENDPOINT=hub.endpoint and HF_TOKEN=TOKEN
 
 Large files go by LFS (basic, or in parts above `part_bytes`), to a storage address with a signature in its
-query and on another host name, as on the Hub; or by Xet into the folder that `state.xet` names. Where it names
-none, set HF_HUB_DISABLE_XET.
+query and on another host name, as on the Hub; or by Xet to the folder that `state.xet` names. Where it
+names none, set HF_HUB_DISABLE_XET.
 """
 
 from __future__ import annotations
