@@ -17,14 +17,20 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_session,
+    get_token,
+)
 from huggingface_hub.errors import (
     OIDCError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import get_session
 
 from compiler.versions import library_versions
 from editspec.errors import InputError
@@ -138,10 +144,11 @@ class Repository:
 
     def create(self, *, private: bool) -> None:
         """Create the repository, empty; one that is there by now is left as it is."""
-        visibility = "private" if private else "public"
         self._call(
             "creating the repository",
-            lambda: self._api.create_repo(self.repo_id, visibility=visibility, exist_ok=True),
+            lambda: self._api.create_repo(
+                self.repo_id, visibility="private" if private else "public", exist_ok=True
+            ),
         )
 
     def upload(self, additions: Sequence[CommitOperationAdd], branch: str, *, pull_request: bool) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from huggingface_hub import constants
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 TOKEN = re.compile(r"\b(?:hf_|hf_oauth_|Bearer )[A-Za-z0-9_.=-]{8,}")
 QUERY = re.compile(r"(https?://[^\s'\"<>?]+)\?[^\s'\"<>]*")
