@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 if TYPE_CHECKING:
-    from compiler.artifact import Artifact
     from exporters.hub import Published
     from exporters.release import Release
+
+MOST_SHOWN = 10  # findings; `excise verify` prints all
 
 
 @click.command()
 @click.argument("artifact", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("repository", metavar="REPO_ID")
+@click.option("--key", type=click.Path(path_type=Path), help="Public key (PEM) that DIR must be signed by.")
 @click.option("--private", "visibility", flag_value="private", help="Only if the repository is private.")
 @click.option("--public", "visibility", flag_value="public", help="Create it public; refuse a private one.")
 @click.option(
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 def push(
     artifact: Path,
     repository: str,
+    key: Path | None,
     visibility: Literal["private", "public"] | None,
     pull_request: bool,
     branch: str,
@@ -57,7 +60,7 @@ def push(
     built = Artifact.open(artifact)
     progress = for_terminal()
     with progress.task("verify the artifact"):
-        release = verified(built)
+        release = verified(artifact, key)
     name = str(built.read(SPEC).get("name", "artifact"))
     wish = Wish(
         branch=branch,
@@ -76,23 +79,19 @@ def push(
     click.echo(done.pull_request or done.url)
 
 
-def verified(built: Artifact) -> Release:
-    """The files to publish. `GateFailed` unless they are what was built and all gates passed."""
-    from compiler.artifact import GATES
+def verified(folder: Path, key: Path | None) -> Release:
+    """The files to publish. `GateFailed` unless they are what was built, passed its gates and `key` signed."""
     from editspec import GateFailed
-    from exporters.inventory import Inventory
-    from exporters.manifest import differences, read_manifest
     from exporters.release import Release
+    from exporters.verify import verify_artifact
 
-    inventory = Inventory.of(built.folder)
-    digests = inventory.digests()
-    found = differences(inventory, digests, read_manifest(built.folder))
-    damaged = [f"{difference.path} is {difference.what}" for difference in found]
-    if damaged:
-        raise GateFailed("\n  ".join([f"{built.folder} is not as it was built; nothing was sent", *damaged]))
-    if built.read(GATES).get("passed") is not True:
-        raise GateFailed(f"{built.folder}: a gate failed when it was built; nothing was sent")
-    return Release.of(built.folder, digests)
+    report = verify_artifact(folder, key)
+    if not report.ok:
+        found = [str(finding) for finding in report.findings]
+        if len(found) > MOST_SHOWN:
+            found = [*found[:MOST_SHOWN], f"and {len(found) - MOST_SHOWN} more"]
+        raise GateFailed("\n  ".join([f"{folder} is not what was built; nothing was sent", *found]))
+    return Release.of(folder, report.files)
 
 
 def told(done: Published) -> str:

@@ -86,11 +86,28 @@ def test_a_damaged_artifact_is_refused_and_the_hub_never_asked(
 
 def test_an_artifact_that_failed_its_gates_is_refused(excise: Excise, hub: LocalHub, folder: Path) -> None:
     artifact = Artifact(folder)
-    artifact.write(GATES, {"gates": [], "passed": False})
+    gates = artifact.read(GATES)
+    gates["passed"] = gates["gates"][0]["passed"] = False
+    artifact.write(GATES, gates)
     write_manifest(artifact)
     code, _, err = excise("push", folder, "maker/small")
     assert code == 3
-    assert "a gate failed" in err
+    assert "this build was rejected" in err
+    assert hub.requests == []
+
+
+def test_an_unsigned_artifact_is_refused_where_a_key_is_asked_for(
+    excise: Excise, hub: LocalHub, folder: Path, tmp_path: Path
+) -> None:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = tmp_path / "key.pub.pem"
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    key.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    code, _, err = excise("push", folder, "maker/small", "--key", key)
+    assert code == 3
+    assert "nobody signed this artifact" in err
     assert hub.requests == []
 
 
