@@ -80,7 +80,7 @@ def push(
 
 
 def verified(folder: Path, key: Path | None) -> Release:
-    """The files to publish. `GateFailed` unless they are what was built, passed its gates and `key` signed."""
+    """The files to publish. `GateFailed` unless they are what was built, gates passed, signed by `key`."""
     from editspec import GateFailed
     from exporters.release import Release
     from exporters.verify import verify_artifact
