@@ -94,6 +94,9 @@ def push(
         if not wish.dry_run:
             repository.create(private=creates == "private")
             state, tree, tags = _look(repository, release, wish)
+            if state is None:
+                remedy = "let the token read what it creates"
+                raise InputError(repository.url, "was created, but cannot be seen", remedy)
     planned = changes(release, tree)
     commit: Commit | None = None
     if state is not None and not wish.dry_run:
