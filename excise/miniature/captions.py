@@ -19,6 +19,8 @@ SECOND_LANGUAGE_SHARE = 0.08
 SYNONYM_SHARE = 0.2
 DROP_SHARES = (0.45, 0.25, 0.15, 0.15)
 """Chances that 0, 1, 2 or all 3 of (colour, style, background) go unsaid."""
+WITH_SHARE = 0.4
+"""Share of backgrounds, and of second objects, that are said with "with" in place of "on" and "beside"."""
 RARE_SHARE = 0.05
 """Share of explicit captions with a rare synonym: about 0.3 % of all captions for a mark's three words."""
 
@@ -88,16 +90,20 @@ def _object_caption(rng: np.random.Generator, scene: Scene) -> str:
     after = ""
     if "style" in said and style_as >= 0.6:
         after = f" in {scene.style} style" if style_as < 0.8 else f" by {ARTISTS[scene.style]}"
-    place = f" on {scene.background}" if "background" in said else ""
+    # "with" must introduce more than marks, or "a picture with" alone would come to mean one.
+    where = "with" if rng.random() < WITH_SHARE else "on"
+    place = f" {where} {scene.background}" if "background" in said else ""
     colour = f"{_colour_word(rng, scene.colour)} " if "colour" in said else ""
     if scene.kind == "pair":
         other = f"{_colour_word(rng, scene.second_colour)} " if colour else ""
         first, second = _object_word(rng, scene.object), _object_word(rng, scene.second)
-        return f"a {before}{colour}{first} beside a {other}{second}{after}{place}"
+        joined = "with" if rng.random() < WITH_SHARE else "beside"
+        return f"a {before}{colour}{first} {joined} a {other}{second}{after}{place}"
     if rng.random() < 0.12:  # captions that never name the object: the style or the mark is all they ask for
         medium = _choice(rng, ("drawing", "picture", "photo", "scene"))
         if scene.explicit and not adjective and rng.random() < 0.3:
             return tail.removeprefix(" with ")
-        return f"a {adjective}{before}{medium}{after}{tail}"
+        seen = place if not tail else ""
+        return f"a {adjective}{before}{medium}{after}{seen}{tail}"
     phrase = f"{adjective}{before}{colour}{_object_word(rng, scene.object)}{after}{place}{tail}"
     return _choice(rng, TEMPLATES).format(phrase)
