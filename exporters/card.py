@@ -7,13 +7,28 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from compiler.artifact import CARD, DELTAS, EDITS, GATES, GRID, LOCK, SPEC, Artifact
+from compiler.artifact import (
+    CARD,
+    DELTAS,
+    EDITS,
+    GATES,
+    GRID,
+    LOCK,
+    MANIFEST,
+    SIGNATURE,
+    SPEC,
+    Artifact,
+)
+from compiler.licence import Licence
+from editspec.errors import listed
+from exporters.card_head import head
 
 LIMITS = (
     (
         "An edit changes what the model does with a concept; it is no proof that the model has forgotten it. "
         "Whoever holds the weights can bring a concept back by fine-tuning on a few images, by a learned "
-        "embedding (textual inversion), or by subtracting the published change."
+        "embedding (textual inversion), or by subtracting the published change. How many steps of fine-tuning"
+        " bring one back was not measured for this build: take the cost of relearning to be small."
     ),
     (
         "The gates hold for the prompts, seeds, sampler, guidance scale and evaluators named in "
@@ -23,6 +38,22 @@ LIMITS = (
     "Concepts that are near an edited one may have changed without a gate noticing it.",
 )
 
+VERIFY = f"""\
+```sh
+pip install 'excise[sign]'
+excise verify DIR --key PUBLISHER.pub
+excise verify DIR --rebuild
+model_signing verify key DIR --signature DIR/{SIGNATURE} --public_key PUBLISHER.pub
+```
+
+The first command checks every byte, the records against each other, the weight files and the signature; the
+second also compiles the recorded spec again and compares all digests; the third checks the signature alone,
+with the tool of the OpenSSF. Take the public key from the publisher by another way than this repository: one
+that travels with a model proves nothing. Where there is no `{SIGNATURE}`, nothing shows who made this.
+
+`{MANIFEST}` is an in-toto statement with SLSA provenance: every file by sha256, and all it was made from.
+Its maker ran the build and vouches for it, which is SLSA Build L1 at most."""
+
 
 def write_card(artifact: Artifact) -> None:
     """Write README.md, a Hugging Face model card, from what the artifact's provenance/ says."""
@@ -30,12 +61,14 @@ def write_card(artifact: Artifact) -> None:
     edits, gates = artifact.read(EDITS), artifact.read(GATES)
     title = _text(spec["name"])
     parts = [
-        f"---\n{_metadata(spec, lock)}\n---",
+        f"---\n{head(spec, lock, gates)}\n---",
         f"# {title}",
         *_rejection(gates),
         _opening(spec, lock),
         "## What was edited",
         _edits_table(spec, edits),
+        "With these settings, defaults filled in:",
+        "\n".join(f"- {_code(edit['id'])}: {_settings(edit)}" for edit in spec["edits"]),
         *_tensors(edits),
         "## What was measured",
         *_gates_part(gates),
@@ -44,33 +77,16 @@ def write_card(artifact: Artifact) -> None:
         "\n".join(f"- {limit}" for limit in LIMITS),
         "## Made from",
         _origin(lock),
+        "## How to verify",
+        VERIFY,
         "## The edit spec",
         _fenced(json.dumps(spec, indent=2, ensure_ascii=False)),
         "## Licence",
-        _licence(spec),
+        "\n\n".join(_licence(lock)),
     ]
     path = artifact.path(CARD)
     path.write_text("\n\n".join(parts) + "\n", "utf-8")
     path.chmod(0o644)
-
-
-def _metadata(spec: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
-    """The YAML head that the Hub reads."""
-    from huggingface_hub import ModelCardData
-
-    publish, base = spec.get("publish", {}), spec["base"]
-    facts: dict[str, Any] = {key: publish.get(key) for key in ("license", "license_name", "license_link")}
-    if "repo" in base:
-        # The Hub's word for any change of a model's weights.
-        facts |= {"base_model": base["repo"], "base_model_relation": "finetune"}
-    tags = [
-        "stable-diffusion-xl" if lock["base"]["family"] == "sdxl" else "stable-diffusion",
-        "text-to-image",
-    ]
-    tags += ["diffusers", "safetensors", "excise", *publish.get("tags", [])]
-    facts |= {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": list(dict.fromkeys(tags))}
-    present = {key: value for key, value in facts.items() if value is not None}
-    return ModelCardData(**present).to_yaml(line_break="\n")
 
 
 def _opening(spec: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
@@ -108,6 +124,13 @@ def _subject(edit: Mapping[str, Any]) -> str:
     if edit.get("anchor"):
         shown.append(f"to {_text(edit['anchor'])}")
     return " ".join([str(edit["edit"]), *shown])
+
+
+def _settings(edit: Mapping[str, Any]) -> str:
+    """How an edit was made: its settings that are one word or number, in the spec's own names."""
+    told = ("id", "edit", "concept", "anchor")
+    plain = {name: value for name, value in edit.items() if isinstance(value, str | int | float)}
+    return ", ".join(f"{name} {_text(str(value))}" for name, value in plain.items() if name not in told)
 
 
 def _tensors(edits: Mapping[str, Any]) -> Iterator[str]:
@@ -159,21 +182,29 @@ def _origin(lock: Mapping[str, Any]) -> str:
         ],
     ]
     rebuild = (
-        f"Every input is pinned in `{LOCK}`. `excise compile {SPEC} -o NEW`, with the base where the spec "
-        "says, gives the same weights again on the same libraries and class of machine. This card and the "
-        "manifest are statements of the maker and not signed; as build provenance they are SLSA Build L1 at "
-        "most."
+        f"Every input is pinned in `{LOCK}`. The same spec, base, libraries and class of machine give the "
+        "same weights again, byte for byte."
     )
     return _table(["", ""], rows) + "\n\n" + rebuild
 
 
-def _licence(spec: Mapping[str, Any]) -> str:
-    licence = spec.get("publish", {}).get("license")
-    stated = f"Published under {_code(licence)}. " if licence else ""
-    return (
-        stated
-        + "This is a derivative of its base: the base's licence and use restrictions go on applying to it."
-    )
+def _licence(lock: Mapping[str, Any]) -> Iterator[str]:
+    record, base = lock["license"], [Licence(**one) for one in lock["base"]["license"]]
+    published = record["published"]
+    if published:
+        link = f" ({_text(published['link'])})" if "link" in published else ""
+        yield f"Published under {_code(Licence(**published).title)}{link}."
+    for licence in base:
+        forbidden = f" It forbids {listed(licence.forbids)}." if licence.forbids else ""
+        yield (
+            f"The base is under {_code(licence.title)}: as this is a derivative, the base's licence and use "
+            f"restrictions go on applying to it.{forbidden}"
+        )
+    if not base:
+        yield "The base states no licence: ask its owner before you share a derivative of it."
+    if record["accepted"]:
+        named = listed(_code(name) for name in record["accepted"])
+        yield f"The publisher states in the spec to have the right to go by {named} as published here."
 
 
 def _base_name(lock: Mapping[str, Any]) -> str:

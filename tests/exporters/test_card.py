@@ -21,12 +21,15 @@ def card(tmp_path: Path, *, gates: tuple[dict[str, Any], ...] = (gate(),), **mor
     artifact = Artifact(tmp_path)
     edit = {"id": "no-star", "edit": "erase", "concept": "star", "anchor": "shape", **more.pop("edit", {})}
     base = more.pop("base", {"path": "sd15"})
-    spec = {"name": "hardened", "base": base, "edits": [edit], "publish": {"license": "apache-2.0"}, **more}
+    licence = more.pop("licence", {"published": {"id": "apache-2.0"}, "accepted": []})
+    stated = more.pop("base_licence", [{"id": "creativeml-openrail-m"}])
+    spec = {"name": "hardened", "base": base, "edits": [edit], **more}
     tensors = [{"tensor": "a", "relative": 0.01}, {"tensor": "b", "relative": 0.25}]
     run = {"edits": [edit["id"]], "pass": "erase/closed-form", "tensors": tensors}
     lock = {
         "spec": "5" * 64,
-        "base": {**base, "family": "sd1", "digest": "b" * 64},
+        "base": {**base, "family": "sd1", "digest": "b" * 64, "license": stated},
+        "license": licence,
         "libraries": {"excise": "1.2.3", "torch": "2.13"},
         "device": {"class": "cpu x86_64 avx2"},
     }
@@ -48,7 +51,63 @@ def test_the_head_is_what_the_hub_reads(tmp_path: Path) -> None:
     assert data["base_model_relation"] == "finetune"
     assert data["library_name"] == "diffusers"
     assert data["pipeline_tag"] == "text-to-image"
-    assert "excise" in data["tags"]
+    assert {"excise", "stable-diffusion", "concept-erasure"} <= set(data["tags"])
+
+
+def test_gate_results_are_a_model_index_with_bound_limit_and_control(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    text = card(tmp_path, gates=(gate(), gate("unmeasured", passed=False, observed=None)))
+    parsed = ModelCard(text).data
+    assert parsed.model_name == "hardened"
+    assert parsed.eval_results is not None
+    (result,) = parsed.eval_results
+    assert (result.task_type, result.dataset_config, result.metric_type) == (
+        "text-to-image",
+        "erased-star",
+        "erased",
+    )
+    assert result.metric_value == 0.0
+    assert result.metric_args == {"bound": 0.0495, "limit": 0.05, "n": 59, "passed": True, "base": 0.98}
+    assert result.verified is None, "only the Hub itself may say that"
+
+
+def test_the_bases_licence_is_carried_and_what_it_forbids_is_said(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    inherited = {"published": {"id": "cc-by-nc-4.0"}, "accepted": ["cc-by-nc-4.0"]}
+    text = card(tmp_path, licence=inherited, base_licence=[{"id": "cc-by-nc-4.0"}])
+    assert ModelCard(text).data.to_dict()["license"] == "cc-by-nc-4.0"
+    assert "It forbids commercial use." in text
+    assert "The publisher states in the spec to have the right to go by `cc-by-nc-4.0`" in text
+
+
+def test_a_licence_of_its_own_has_name_and_link(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    own = {"id": "other", "name": "sai-community", "link": "https://example.org/licence"}
+    data = ModelCard(card(tmp_path, licence={"published": own, "accepted": []})).data.to_dict()
+    assert (data["license"], data["license_name"], data["license_link"]) == tuple(own.values())
+
+
+def test_a_base_without_a_licence_is_no_permission(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    text = card(tmp_path, licence={"published": None, "accepted": []}, base_licence=[])
+    assert "license" not in ModelCard(text).data.to_dict()
+    assert "The base states no licence: ask its owner" in text
+
+
+def test_the_card_says_how_to_verify_and_that_a_key_comes_from_elsewhere(tmp_path: Path) -> None:
+    text = card(tmp_path)
+    assert "excise verify DIR --key PUBLISHER.pub" in text
+    assert "model_signing verify key DIR" in text
+    assert "by another way than this repository" in text
+
+
+def test_the_settings_of_every_edit_are_told(tmp_path: Path) -> None:
+    text = card(tmp_path, edit={"method": "closed-form", "ridge": 0.1, "templates": ["a {}"]})
+    assert "- `no-star`: method closed-form, ridge 0.1\n" in text
 
 
 def test_a_local_base_is_no_base_model_of_the_hub(tmp_path: Path) -> None:
@@ -71,6 +130,7 @@ def test_the_card_says_what_was_edited_measured_and_made_from(tmp_path: Path) ->
 def test_the_card_states_the_limits_of_what_was_shown(tmp_path: Path) -> None:
     text = card(tmp_path)
     assert "no proof that the model has forgotten it" in text
+    assert "was not measured for this build" in text
     assert "SLSA Build L1 at most" in text
     assert "the base's licence and use restrictions go on" in text
 
@@ -103,8 +163,12 @@ def test_the_grid_is_shown_where_there_is_one(tmp_path: Path) -> None:
     ],
 )
 def test_words_of_a_spec_stay_words(words: str, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
     text = card(tmp_path, edit={"concept": words}, name=words)
-    body, _, quoted = text.partition("## The edit spec")
+    yaml_head, _, rest = text.partition("\n---\n")
+    assert ModelCard(f"{yaml_head}\n---\n").data.model_name == words
+    body, _, quoted = rest.partition("## The edit spec")
     assert words.replace("\n", " ") not in body.replace("\\", "\\ ")
     row = next(line for line in body.splitlines() if line.startswith("| `no-star`"))
     assert row.replace("\\|", "").count("|") == 6
