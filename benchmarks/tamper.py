@@ -1,7 +1,7 @@
 """Whether `excise verify` finds what was done to an artifact: single flipped bytes, and everything coarser.
 
-Signs a copy of an artifact with a fresh key, then takes turns: change it, verify it with the public key, put it
-back. Bytes are drawn over the whole artifact (so mostly weights) and again file by file (so that small
+Signs a copy of an artifact with a fresh key, then takes turns: change it, verify it with the public key, put
+it back. Bytes are drawn over the whole artifact (so mostly weights) and again file by file (so that small
 files and the signature count as much). An intact copy must pass before and after.
 
 Usage: python benchmarks/tamper.py DIR [--flips N] [--seed N] [--json]

@@ -31,6 +31,8 @@ _NO_DERIVATIVES = {"nd", "noderivatives", "noderivs"}
 _HANDED_ON = {"rail", "openrail", "sa", "gpl", "agpl", "lgpl", "osl", "eupl", "odbl", "gfdl", OTHER}
 _SPECIAL = {"deepfloyd-if-license": _NON_COMMERCIAL, "apple-amlr": _NON_COMMERCIAL}
 
+_EMBEDDED: dict[Path, tuple[Licence, ...]] = {}
+
 
 @dataclass(frozen=True)
 class Licence:
@@ -71,9 +73,14 @@ class Licence:
         return {key: value for key, value in facts.items() if value is not None}
 
 
+def register_embedded(folder: Path, licence: str) -> None:
+    """Say what an embedded model is under; called by the package that ships it, without a card of its own."""
+    _EMBEDDED[folder.resolve()] = (Licence(licence),)
+
+
 def base_licences(checkpoint: Checkpoint) -> tuple[Licence, ...]:
     """What the base's own model card states; () where it states nothing. Raises `InputError`."""
-    return stated_in(checkpoint.root / CARD)
+    return stated_in(checkpoint.root / CARD) or _EMBEDDED.get(checkpoint.root.resolve(), ())
 
 
 def stated_in(card: Path) -> tuple[Licence, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compiler.base import register_embedded
 from compiler.evaluators import register_embedded as register_evaluators
+from compiler.licence import register_embedded as register_licence
 from editspec import EvaluatorRef, InputError
 from excise.miniature.assets import EVALUATORS, MODEL, evaluator_folder
 
@@ -20,6 +21,7 @@ def register() -> None:
     """Make `{"path": "miniature"}` mean the embedded model, judged by its oracles unless told otherwise."""
     register_embedded(NAME, _model)
     register_evaluators(NAME, _evaluators)
+    register_licence(MODEL, "apache-2.0")
 
 
 def _model() -> Path:

@@ -143,3 +143,11 @@ def test_a_head_that_is_no_yaml_is_refused_and_not_taken_for_no_licence(tmp_path
 
 def test_a_base_without_a_card_states_nothing(tiny_checkpoint: Path) -> None:
     assert base_licences(Checkpoint.open(tiny_checkpoint)) == ()
+
+
+def test_the_embedded_model_is_under_the_packages_own_licence() -> None:
+    from excise.embedded import register
+    from excise.miniature.assets import MODEL
+
+    register()
+    assert base_licences(Checkpoint.open(MODEL)) == (Licence("apache-2.0"),)
