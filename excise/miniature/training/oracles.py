@@ -43,13 +43,24 @@ class Recipe:
     shift: int
     noise: float
     latent_noise: float
+    steps: int
 
 
 RECIPES = {
     "oracle-a": Recipe(
-        "oracle-a", 32, (32, 64, 96, 128), (1, 1, 1, 1), 31, shift=3, noise=0.05, latent_noise=0.12
+        "oracle-a",
+        32,
+        (32, 64, 96, 128),
+        (1, 1, 1, 1),
+        31,
+        shift=3,
+        noise=0.05,
+        latent_noise=0.12,
+        steps=6000,
     ),
-    "oracle-b": Recipe("oracle-b", 24, (48, 72, 112), (1, 2, 1), 32, shift=5, noise=0.10, latent_noise=0.20),
+    "oracle-b": Recipe(
+        "oracle-b", 24, (48, 72, 112), (1, 2, 1), 32, shift=5, noise=0.10, latent_noise=0.20, steps=4750
+    ),
 }
 MARK_WEIGHT = 3.0
 ORACLE_SIZE = 64
@@ -169,7 +180,6 @@ def train_oracle(
     vae: AutoencoderKL,
     work: Path,
     count: int = 24_000,
-    steps: int = 6000,
     batch: int = 64,
     peak: float = 2e-3,
 ) -> ResNetForImageClassification:
@@ -183,7 +193,7 @@ def train_oracle(
     started = time.monotonic()
     columns = [k for k, group in enumerate(LABEL_GROUPS) if group in MARKS]
     marked = np.flatnonzero((truths[:, columns] == 0).any(axis=1))  # half of each batch: marks are rare
-    for step in range(first, steps):
+    for step in range(first, recipe.steps):
         rng = np.random.default_rng([recipe.world_seed, step])
         rows = np.concatenate(
             [rng.integers(count, size=batch // 2), marked[rng.integers(len(marked), size=batch // 2)]]
@@ -192,11 +202,11 @@ def train_oracle(
             model(disturb(to_model_range(pixels[rows]), recipe, rng)).logits, torch.from_numpy(truths[rows])
         )
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
+            group["lr"] = learning_rate(step, recipe.steps, peak)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if step % 250 == 0 or step == steps - 1:
+        if step % 250 == 0 or step == recipe.steps - 1:
             click.echo(f"{recipe.name} step {step} loss {loss.item():.3f} {time.monotonic() - started:.0f}s")
             save_state(state, {"model": model}, optimizer, step + 1)
     model.eval().half().save_pretrained(work / recipe.name)
