@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.json_file import read_object
+from compiler.onnx_runtime import onnxruntime
 from editspec.errors import InputError
 from exporters.clip_tokens import ClipTokens
 from exporters.ddim import Ddim
@@ -38,7 +39,7 @@ def is_onnx_folder(folder: Path) -> bool:
 
 def providers_for(device: str) -> list[str]:
     """ONNX Runtime's execution providers for "auto", "cuda" or "cpu", best first. `InputError` for others."""
-    available = _onnxruntime().get_available_providers()
+    available = onnxruntime().get_available_providers()
     if device not in ("auto", *PROVIDERS):
         raise InputError("--device", f"ONNX Runtime has no '{device}' here", "choose one of auto, cuda, cpu")
     if device == "cuda" and PROVIDERS["cuda"] not in available:
@@ -52,15 +53,15 @@ class Model:
     """One graph, opened; called with named arrays, which it takes in whatever number format it was given."""
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
-        onnxruntime = _onnxruntime()
-        options = onnxruntime.SessionOptions()
+        runtime = onnxruntime()
+        options = runtime.SessionOptions()
         options.log_severity_level = 3
         options.use_deterministic_compute = True
         providers = providers_for(device)
         path = folder / MODEL
         # its errors share no base class but Exception, and each names the fault of the file
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self._session = runtime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:
             raise InputError(
                 str(path), f"cannot be loaded: {error}", "export the checkpoint again"
@@ -236,12 +237,3 @@ class OnnxSampler:
     @cached_property
     def _decoder(self) -> Model:
         return Model(self.folder / "vae_decoder", self.device)
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        remedy = "pip install 'excise[onnx]', or 'excise[onnx-gpu]' for CUDA"
-        raise InputError("onnxruntime", "ONNX Runtime is not installed", remedy) from error
-    return onnxruntime

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.evaluators.evaluator import Evaluator
+from compiler.onnx_runtime import onnxruntime
+from editspec.errors import InputError
 
 if TYPE_CHECKING:
     from compiler.evaluators.evaluator import Images, Scores
@@ -36,17 +38,15 @@ class OnnxDetector(Evaluator):
     @cached_property
     def _session(self) -> Any:
         try:
-            import onnxruntime
-        except ImportError as error:
-            raise self.refuse("needs ONNX Runtime", "pip install 'excise[onnx]'") from error
-        options = onnxruntime.SessionOptions()
+            runtime = onnxruntime()
+        except InputError as error:
+            raise self.refuse("needs ONNX Runtime", error.remedy) from error
+        options = runtime.SessionOptions()
         options.use_deterministic_compute = True
         options.log_severity_level = 3
         # onnxruntime's errors share no base class but Exception, and each names the file's fault
         try:
-            return onnxruntime.InferenceSession(
-                str(self.files()[0]), options, providers=["CPUExecutionProvider"]
-            )
+            return runtime.InferenceSession(str(self.files()[0]), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise self.refuse(f"cannot be loaded: {error}", "check its file") from error
 
