@@ -31,6 +31,11 @@ class Teacher:
     def __init__(self, context: PassContext) -> None:
         self._context = context
 
+    @property
+    def seed(self) -> int:
+        """The build's seed."""
+        return self._context.seed
+
     @cached_property
     def unet(self) -> nn.Module:
         """The base's U-Net, fp32, on the build's device; without upstream changes."""

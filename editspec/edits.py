@@ -103,22 +103,29 @@ class Direction:
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """Add a self-discovered h-space direction to existing biases (Li et al. 2024)."""
+    """Add a self-discovered h-space direction to existing biases (Li et al. 2024).
+
+    `prompts` are further ones that a direction away from a negative prompt is learned on. `gated` carries the
+    direction in the values that read the text instead, so that the empty prompt stays as it is.
+    """
 
     id: str
     directions: tuple[Direction, ...]
+    prompts: tuple[str, ...] = ()
     preserve: tuple[str, ...] = ()
+    kind: Kind = "object"
     strength: float = 1.0
     sites: Literal["mid", "decoder", "all"] = "all"
-    steps: int = 250
+    gated: bool = False
+    steps: int = 200
     learning_rate: float = 0.01
     batch: int = 8
-    trajectories: int = 96
+    trajectories: int = 64
     timesteps: int = 10
-    sampling_steps: int = 50
+    sampling_steps: int = 25
     guidance_scale: float = 7.5
     loss: Loss = "l2"
-    schedule: Schedule = "constant"
+    schedule: Schedule = "cosine"
     keep_weight: float = 1.0
 
     @property

@@ -1,0 +1,20 @@
+"""What the shift engine takes, in evals; knows no tensors, so that plans can ask."""
+
+from __future__ import annotations
+
+GRADIENTS = 4  # minibatch gradients in the subspace, beside the signs of their mean
+SCALES_OF_STEP = (0.25, 0.5, 1.0, 1.5)  # lengths of the Gauss-Newton step that are tried
+
+
+def learning_evals(batch: int, fixed: int, steps: int, pieces: int, halves: int) -> int:
+    """Evals of the Gauss-Newton step over `fixed` examples, its line search, and `steps` of polish.
+
+    A forward of one half of one example is one eval, a backward two; `pieces` are those of the start.
+    """
+    start = fitting_evals(fixed, pieces + GRADIENTS + 1, halves) + 3 * GRADIENTS * batch * halves
+    return start + 3 * steps * batch * halves
+
+
+def fitting_evals(fixed: int, columns: int, halves: int) -> int:
+    """Evals of a search over `columns` alone."""
+    return halves * fixed * (1 + columns + len(SCALES_OF_STEP))
