@@ -83,4 +83,5 @@ def text_gate(text: TextEncoder, prompts: Sequence[str]) -> Tensor:
         square + ridge * torch.eye(len(square), dtype=square.dtype, device=square.device),
         inside.sum(0),
     )
-    return (fitted @ null).float()
+    gate: Tensor = (fitted @ null).float()
+    return gate

@@ -168,7 +168,7 @@ def _discovered(edit: Shift, direction: Direction, context: PassContext) -> Foun
         "family": context.checkpoint.family,
         "seed": context.seed,
         "evals": evals + done.evals,
-        "loss_of_start": {name: float(f"{value:.5g}") for name, value in done.start.items()},
+        "loss_measured": {name: float(f"{value:.5g}") for name, value in done.measured.items()},
         "loss": summary(done.curve),
     }
     gate = getattr(carrier, "gate", None)

@@ -7,11 +7,11 @@ many trajectories that takes is known without loading anything, so that plans ca
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from compiler.bank_request import BankRequest
+from compiler.bank_request import BankRequest, SampledEdit
 from editspec import Ablate, Erase
-from editspec.templates import TEMPLATES, fill
+from editspec.templates import TEMPLATES, Kind, fill
 
 if TYPE_CHECKING:
     from compiler.bank import Bank
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from editspec import EditSpec
 
 TRAJECTORIES_OF_A_CONCEPT = 2
+
+
+class KeepingEdit(SampledEdit, Protocol):
+    """The fields with which every distilled edit says what it keeps and how firmly."""
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def preserve(self) -> tuple[str, ...]: ...
+    @property
+    def keep_weight(self) -> float: ...
+    @property
+    def batch(self) -> int: ...
 
 
 def edited_words(spec: EditSpec) -> tuple[str, ...]:
@@ -41,7 +54,7 @@ def mine_neighbours(edit: Erase, subject: str, spec: EditSpec, text: TextEncoder
     return neighbours(text, subject, spec.preserve.auto, exclude=known)
 
 
-def keep_requests(edit: Erase, spec: EditSpec, neighbours: Sequence[str]) -> list[BankRequest]:
+def keep_requests(edit: KeepingEdit, spec: EditSpec, neighbours: Sequence[str]) -> list[BankRequest]:
     """Banks: of the spec's preserved concepts, which its edits share; of the edit's own; of neighbours.
 
     What they cost does not depend on which neighbours were found, nor on how many.
@@ -60,7 +73,7 @@ def keep_requests(edit: Erase, spec: EditSpec, neighbours: Sequence[str]) -> lis
     return found
 
 
-def keep_batches(edit: Erase, requests: Sequence[BankRequest]) -> tuple[int, int]:
+def keep_batches(edit: KeepingEdit, requests: Sequence[BankRequest]) -> tuple[int, int]:
     """Examples a step: of what is preserved as many as of the edit's own, of empty prompts a quarter."""
     if not edit.keep_weight:
         return 0, 0
@@ -68,7 +81,7 @@ def keep_batches(edit: Erase, requests: Sequence[BankRequest]) -> tuple[int, int
 
 
 def keep_terms(
-    edit: Erase, requests: Sequence[BankRequest], bank: Bank, own: int, number: Mapping[str, int]
+    edit: KeepingEdit, requests: Sequence[BankRequest], bank: Bank, own: int, number: Mapping[str, int]
 ) -> list[Term]:
     """The keep terms over `bank`, whose first `own` rows are the edit's: the base's predictions as targets.
 

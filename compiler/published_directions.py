@@ -43,7 +43,7 @@ def concepts_of(path: Path) -> dict[str, int]:
     names = path.parent / NAMES
     where = str(names)
     try:
-        found = json.loads(names.read_text("utf-8"))
+        found: Any = json.loads(names.read_text("utf-8"))
     except FileNotFoundError as error:
         remedy = f'put it there: {{"first concept": 0, "second concept": 1}} for the columns of {path.name}'
         raise InputError(where, "the concept dictionary is missing", remedy) from error
@@ -53,7 +53,7 @@ def concepts_of(path: Path) -> dict[str, int]:
     whole = all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in columns)
     if not columns or not whole or len(set(columns)) != len(columns):
         raise InputError(where, "is no concept dictionary: concepts with one column each", "fetch it again")
-    return found
+    return dict(found)
 
 
 def read_published(path: Path, concept: str | None, channels: int, side: int) -> Published:
@@ -108,7 +108,8 @@ def without_common(vectors: Tensor) -> Tensor:
     if not norm:
         return vectors
     common = mean / norm
-    return vectors - (vectors @ common)[:, None] * common
+    left: Tensor = vectors - (vectors @ common)[:, None] * common
+    return left
 
 
 def _matrix(path: Path) -> Tensor:

@@ -93,7 +93,9 @@ def rescaled(path: Path, edit: Shift, direction: Direction, context: PassContext
         "energy_of_mean": round(published.energy_of_mean, 4),
         "energy_kept": round(published.energy_kept, 4),
         "rescaled_by": float(f"{size:.4g}"),
-        "error_left": round(done.start["start"] / done.start["zero"], 4) if done.start["zero"] else 0.0,
+        "error_left": round(done.measured["start"] / done.measured["zero"], 4)
+        if done.measured["zero"]
+        else 0.0,
         "sites": "mid",
         "gated": False,
         "prompts": list(request.prompts),

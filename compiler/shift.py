@@ -29,10 +29,13 @@ STEP_SIZE = 0.01  # root mean square of a gradient piece: small against biases, 
 
 @dataclass(frozen=True)
 class Learned:
-    """fp32 vectors by tensor name, on the CPU; loss before, after the line search, and each step's; evals."""
+    """fp32 vectors by tensor name, on the CPU; the loss at zero, after the search and at the end; evals.
+
+    `measured` is over the fixed examples, `curve` holds each part's mean loss of each step.
+    """
 
     vectors: Vectors
-    start: dict[str, float]
+    measured: dict[str, float]
     curve: dict[str, list[float]]
     evals: int
 
@@ -55,8 +58,16 @@ def learn(
     student = Student(unet, carrier, prompts.rows([0]))
     with reproducible():
         found, start = _subspace_step(student, prompts, parts, settings, pieces, tally)
-        vectors, curve = _polish(student, prompts, parts, settings, found, tally)
-    return Learned({name: vector.cpu() for name, vector in vectors.items()}, start, curve, tally.evals)
+        ends, curve = _polish(student, prompts, parts, settings, found, tally)
+        # Where little is to be gained the polish is a random walk: what is kept is measured, not hoped for.
+        examples = drawn(parts, prompts, settings, 0, "fixed")
+        losses = [_loss(student, end, examples, tally) for end in ends]
+        best = min(range(len(ends)), key=losses.__getitem__)
+        vectors, loss = (
+            (ends[best], losses[best]) if losses[best] < start["start"] else (found, start["start"])
+        )
+    measured = {**start, "end": loss}
+    return Learned({name: vector.cpu() for name, vector in vectors.items()}, measured, curve, tally.evals)
 
 
 def fit(
@@ -110,7 +121,7 @@ def _subspace_step(
     best, lowest = student.zeros(), before
     for scale in SCALES_OF_STEP:
         scaled = {name: scale * vector for name, vector in step.items()}
-        loss = float(_all_residuals(student, scaled, examples, tally).square().sum())
+        loss = _loss(student, scaled, examples, tally)
         if loss < lowest:
             best, lowest = scaled, loss
     return best, {"zero": before, "start": lowest}
@@ -152,17 +163,20 @@ def _polish(
     settings: ShiftSettings,
     found: Vectors,
     tally: Tally,
-) -> tuple[Vectors, dict[str, list[float]]]:
-    """Adam from where the line search ended; the vectors, and each part's mean loss a step."""
+) -> tuple[list[Vectors], dict[str, list[float]]]:
+    """Adam from where the line search ended: where it ends, the mean of its second half, and mean losses."""
     vectors = {name: vector.clone().requires_grad_(True) for name, vector in found.items()}
+    mean = {name: torch.zeros_like(vector) for name, vector in found.items()}
     curve: dict[str, list[float]] = {part.name: [] for part in parts}
     optimiser = torch.optim.Adam(list(vectors.values()), lr=settings.learning_rate)
+    second_half = settings.steps // 2
     for step in range(settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(settings, step)  # type: ignore[arg-type]  # it asks for three fields
         optimiser.zero_grad(set_to_none=True)
-        examples = drawn(parts, prompts, settings, step, "polish")
-        losses = _accumulate(student, vectors, examples, settings, tally)
+        losses = _accumulate(
+            student, vectors, drawn(parts, prompts, settings, step, "polish"), settings, tally
+        )
         at = 0
         for part in parts:
             loss = float(losses[at : at + part.batch].mean())
@@ -171,7 +185,10 @@ def _polish(
                 raise Diverged(part.name, step)
             curve[part.name].append(loss)
         optimiser.step()
-    return {name: vector.detach() for name, vector in vectors.items()}, curve
+        if step >= second_half:
+            for name, vector in vectors.items():
+                mean[name] += vector.detach() / (settings.steps - second_half)
+    return [{name: vector.detach() for name, vector in vectors.items()}, mean], curve
 
 
 def _accumulate(
@@ -200,6 +217,12 @@ def _all_residuals(
         found.append(residuals * share[:, None, None, None, None])
         tally(student.halves * len(part.share))
     return torch.cat(found)
+
+
+def _loss(student: Student, vectors: Mapping[str, Tensor], examples: Examples, tally: Tally) -> float:
+    """The squared loss of the examples; infinite where it is no number."""
+    loss = float(_all_residuals(student, vectors, examples, tally).square().sum())
+    return loss if math.isfinite(loss) else math.inf
 
 
 def _gradient(vector: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ def learning_evals(batch: int, fixed: int, steps: int, pieces: int, halves: int)
     A forward of one half of one example is one eval, a backward two; `pieces` are those of the start.
     """
     start = fitting_evals(fixed, pieces + GRADIENTS + 1, halves) + 3 * GRADIENTS * batch * halves
-    return start + 3 * steps * batch * halves
+    measured = 2 * fixed * halves  # where the polish ended, and the mean of its second half
+    return start + 3 * steps * batch * halves + measured
 
 
 def fitting_evals(fixed: int, columns: int, halves: int) -> int:

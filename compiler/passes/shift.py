@@ -36,7 +36,7 @@ class ShiftDirections(EditPass):
 
     name = "shift/direction"
     version = 1
-    order = 50  # directions are learned on the base alone: after whatever is distilled on what came before
+    order = 20  # learned on the base alone; before prompts are taught what the shifted model must still do
     merges = False
 
     def accepts(self, edit: Edit) -> bool:

@@ -20,16 +20,17 @@ def direction() -> None:
 @direction.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write to."
+    "-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="Folder for it."
 )
 @click.option("--edit", "wanted", help="Only the shift edit with this id.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of the stage cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def save(
-    spec: Path, folder: Path, wanted: str | None, device: str, cache: Path | None, as_json: bool
+    spec: Path, folder: Path, wanted: str | None, force: bool, device: str, cache: Path | None, as_json: bool
 ) -> None:
-    """Learn or import the directions of SPEC's shift edits, and write each to a file in DIR.
+    """Learn or import the directions of SPEC's shift edits, and write each to a file of its own.
 
     A file is named after its edit; where an edit has several directions, they are numbered from 1. What an
     earlier build or run has learned comes from the cache.
@@ -45,18 +46,24 @@ def save(
     edits = [edit for edit in loaded.edits if isinstance(edit, Shift) and wanted in (None, edit.id)]
     if not edits:
         what = "has no shift edit" if wanted is None else f"has no shift edit '{wanted}'"
-        raise InputError(str(spec), what, "there are " + ", ".join(edit.id for edit in loaded.edits))
+        raise InputError(str(spec), what, "its edits are " + ", ".join(edit.id for edit in loaded.edits))
+    asked = [
+        (folder / f"{edit.id if len(edit.directions) == 1 else f'{edit.id}-{number}'}.safetensors", edit, one)
+        for edit in edits
+        for number, one in enumerate(edit.directions, start=1)
+    ]
+    for path, _, _ in asked:
+        if path.exists() and not force:
+            raise InputError(str(path), "exists", "choose another folder, or --force")
     context = _context(loaded, device, cache)
-    written: list[dict[str, Any]] = []
     with reproducible():
-        found = [(edit, number, found_direction(edit, one, context)) for edit in edits
-                 for number, one in enumerate(edit.directions, start=1)]  # fmt: skip
+        found = [(path, edit, found_direction(edit, one, context)) for path, edit, one in asked]
     folder.mkdir(parents=True, exist_ok=True)
-    for edit, number, value in found:
-        name = edit.id if len(edit.directions) == 1 else f"{edit.id}-{number}"
-        path = folder / f"{name}.safetensors"
+    for path, _, value in found:
         save_direction(value, path)
-        written.append({"file": str(path), "edit": edit.id, "facts": dict(value.facts)})
+    written: list[dict[str, Any]] = [
+        {"file": str(path), "edit": edit.id, "facts": dict(value.facts)} for path, edit, value in found
+    ]
     if as_json:
         click.echo(json.dumps({"ok": True, "directions": written}, ensure_ascii=False))
         return
