@@ -64,6 +64,7 @@ def test_safe_guidance_acts_where_the_text_is_nearer_to_the_concept_than_the_thr
     assert not sld_guidance(uncond, text, safety, Sld(warmup=3), 2)[0].any()
 
 
+@settings(deadline=None, max_examples=20)
 @given(w=st.floats(1, 15))
 def test_predictions_are_plain_guidance_where_nothing_is_added(w: float) -> None:
     uncond, text = _predictions(2)

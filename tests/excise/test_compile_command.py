@@ -94,16 +94,16 @@ def test_what_is_there_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize("command", [("plan",), ("compile", "-o", "out")])
-def test_an_edit_without_an_engine_is_refused_by_name_line_and_column(
+def test_an_edit_that_cannot_be_compiled_is_refused_by_name_line_and_column(
     command: tuple[str, ...], excise: Callable[..., Output], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    calm = {"id": "calm", "edit": "shift", "direction": {"prompt": "a", "negative_prompt": "spill"}}
+    calm = {"id": "calm", "edit": "shift", "direction": {"file": "calm.safetensors"}}
     spec = write_spec(tmp_path / "spec.json", tiny_checkpoint, edits=[calm])
     code, _, err = excise(command[0], spec, *command[1:])
     assert code == 2
     assert "spec.json:1:" in err
-    assert "no engine for 'shift/direction'" in err
-    assert "at: /edits/0/edit" in err
+    assert "there is no file 'calm.safetensors' beside the spec" in err
+    assert "at: /edits/0/direction" in err
 
 
 def test_a_prompt_over_the_window_is_refused_while_planning(
