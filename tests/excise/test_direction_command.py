@@ -32,7 +32,7 @@ def test_a_direction_is_saved_once_and_says_what_it_is(
     assert (written["file"], written["edit"]) == (str(path), "calm")
     before = path.read_bytes()
     assert run(command) == 2
-    assert "exists" in capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out)["error"]["message"] == "exists"
     assert run([*command, "--force"]) == 0
     capsys.readouterr()
     assert path.read_bytes() == before
