@@ -2,7 +2,8 @@
 
 In this order: ordinary files only, all of them as the manifest says and nothing
 else; the manifest as the record makes it; spec, lock, plan, edits and gates in agreement; strict weight
-files in a stock layout; the signature, by a key that comes from elsewhere.
+files in a stock layout; where the base is at hand, the checkpoint as that plus the published change; the
+signature, by a key that comes from elsewhere.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from compiler.artifact import (
     ATTESTATIONS,
@@ -38,10 +39,11 @@ from exporters.record import (
     misplaced,
     stray_deltas,
 )
+from exporters.relink import relinked
 from exporters.signature import Trust, signature_flaws
 
-Check = Literal["files", "manifest", "record", "weights", "gates", "signature"]
-CHECKS: tuple[Check, ...] = ("files", "manifest", "record", "weights", "gates", "signature")
+Check = Literal["files", "manifest", "record", "weights", "gates", "base", "signature"]
+CHECKS: tuple[Check, ...] = get_args(Check)
 RECORDS = (SPEC, LOCK, PLAN, EDITS, GATES)
 
 #: What a record that Excise did not write makes the readers of it raise.
@@ -103,13 +105,19 @@ class VerifyReport:
 
 
 def verify_artifact(
-    folder: Path, key: Path | None = None, *, trust: Trust | None = None, edited_card: bool = False
+    folder: Path,
+    key: Path | None = None,
+    *,
+    trust: Trust | None = None,
+    base: Path | None = None,
+    edited_card: bool = False,
 ) -> VerifyReport:
     """Check the artifact in `folder`; nothing in it is changed or remembered, every byte is read once.
 
     `key` is a PEM public key that the signature must be by; `trust` says more (certificates, an identity).
-    Without either the signature is not checked, and the report shows integrity, not a maker. `edited_card`
-    lets README.md differ. `InputError`: not an artifact, an unusable key, or a file that cannot be read.
+    Without either the signature is not checked, and the report shows integrity, not a maker. With `base`, the
+    base's folder, the checkpoint must be that plus the published change. `edited_card` lets README.md differ.
+    `InputError`: not an artifact, an unusable key, or a file that cannot be read.
     """
     if not (is_artifact(folder) or (folder / MANIFEST).is_file()):
         Artifact.open(folder)  # says that it is none
@@ -117,7 +125,7 @@ def verify_artifact(
     if trust is not None:
         trust.require_usable()
     inventory = Inventory.of(folder)
-    return _Verification(inventory, inventory.digests(), edited_card).run(trust)
+    return _Verification(inventory, inventory.digests(), edited_card).run(trust, base)
 
 
 class _Verification:
@@ -131,7 +139,7 @@ class _Verification:
         self.findings: list[Finding] = []
         self.skipped: list[Check] = []
 
-    def run(self, trust: Trust | None) -> VerifyReport:
+    def run(self, trust: Trust | None, base: Path | None) -> VerifyReport:
         listed = self._files()
         changed = {finding.path for finding in self.findings}
         checkpoint = self._weights()
@@ -139,6 +147,10 @@ class _Verification:
             self.skipped += ["record", "gates"]  # what is known to be damaged is not interpreted
         else:
             self._records(listed, checkpoint)
+        if base is None or self.findings:
+            self.skipped.append("base")  # nothing new can be learnt of a checkpoint known to be damaged
+        else:
+            self._understood(LOCK, "base", lambda: relinked(self.artifact, base, self.digests))
         state = self._signature(trust)
         order = {check: number for number, check in enumerate(CHECKS)}
         found = sorted(dict.fromkeys(self.findings), key=lambda one: (order[one.check], one.path, one.what))

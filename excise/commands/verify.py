@@ -29,7 +29,7 @@ _file = click.Path(path_type=Path)
 @click.option("--edited-card", is_flag=True, help="Let README.md differ: it was edited after the build.")
 @click.option("--rebuild", is_flag=True, help="Also compile the recorded spec anew and compare all digests.")
 @click.option("--spec", type=_file, help="With --rebuild: the spec's own file, where its inputs lie.")
-@click.option("--base", type=_file, help="With --rebuild: the base's folder, where its path has changed.")
+@click.option("--base", type=_file, help="The base's folder: DIR must be that plus the published change.")
 @click.option("--device", default="auto", show_default=True, help="With --rebuild: auto, cuda, mps or cpu.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def verify(
@@ -49,16 +49,17 @@ def verify(
 
     The key must come from elsewhere than DIR: one that travels with a model proves nothing. Without a key
     DIR is only shown to be whole. With --rebuild, relative paths of the recorded spec start at the current
-    folder.
+    folder, and the base is taken from --base where that is given.
     """
     from editspec import GateFailed, InputError
+    from excise import embedded
     from exporters.verify import verify_artifact
 
-    if not rebuild and (spec or base):
-        raise InputError("--spec and --base", "go with --rebuild", "add --rebuild")
-    report = verify_artifact(
-        artifact, trust=_trust(key, certificates, identity, issuer), edited_card=edited_card
-    )
+    if spec and not rebuild:
+        raise InputError("--spec", "goes with --rebuild", "add --rebuild")
+    embedded.register()
+    trust = _trust(key, certificates, identity, issuer)
+    report = verify_artifact(artifact, trust=trust, base=base, edited_card=edited_card)
     again = None
     if rebuild and report.ok:
         from excise.rebuild import rebuilt

@@ -87,7 +87,7 @@ def test_what_is_no_artifact_is_bad_input(excise: Callable[..., Output], tmp_pat
 
 
 @pytest.mark.parametrize(
-    "options", [("--base", "x"), ("--identity", "a@b.c"), ("--key", "absent.pub")], ids=lambda o: str(o[0])
+    "options", [("--spec", "x"), ("--identity", "a@b.c"), ("--key", "absent.pub")], ids=lambda o: str(o[0])
 )
 def test_options_that_mean_nothing_alone_are_bad_input(
     options: tuple[str, str], excise: Callable[..., Output], built: Path
@@ -128,7 +128,8 @@ def test_a_rebuild_gives_the_same_digests_and_another_base_is_refused(
     assert json.loads(out)["rebuild"] == {"ok": True, "differences": [], "notes": []}
     code, out, _ = excise("verify", built, "--rebuild", "--base", tiny_checkpoint_fp16)
     assert code == 3
-    assert "not those that this artifact was made from" in out
+    assert "not those that this was made from" in out
+    assert "rebuild" not in out, "what is refused already is not compiled again"
 
 
 def test_a_rebuild_from_another_spec_is_bad_input(

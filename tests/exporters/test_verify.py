@@ -12,6 +12,7 @@ import pytest
 
 from compiler import artifact as layout
 from compiler.artifact import Artifact
+from compiler.checkpoint import Checkpoint, listing_digest
 from compiler.safetensors_file import read_header
 from editspec.canonical import digest
 from editspec.errors import InputError
@@ -61,6 +62,7 @@ def test_an_untouched_artifact_passes_every_check_that_needs_no_key(built: Path)
         "record": "passed",
         "weights": "passed",
         "gates": "passed",
+        "base": "skipped",
         "signature": "skipped",
     }
     assert facts["digest"] == Artifact(built).sha256(layout.MANIFEST)
@@ -281,3 +283,36 @@ def test_the_hubs_cache_may_link_to_its_own_blobs_and_nowhere_else(snapshot: Pat
 def test_a_folder_that_is_no_artifact_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not an artifact"):
         verify_artifact(tmp_path)
+
+
+def with_weights(folder: Path, change: Callable[[bytearray], object], *names: str) -> None:
+    """Change the weights and let every record follow, as a forger who signs would: only the base knows."""
+    for name in names:
+        data = bytearray((folder / name).read_bytes())
+        change(data)
+        (folder / name).write_bytes(data)
+    files = Checkpoint.open(folder).files()
+    edited = listing_digest({name: Artifact(folder).sha256(name) for name in files})
+    forge(folder, layout.GATES, lambda gates: gates.update(edited=edited))
+
+
+def test_the_checkpoint_is_its_base_plus_the_published_change(built: Path, tiny_checkpoint: Path) -> None:
+    report = verify_artifact(built, base=tiny_checkpoint)
+    assert report.ok
+    assert report.as_dict()["checks"]["base"] == "passed"
+
+
+@pytest.mark.parametrize("name", [UNET, VAE])
+def test_a_change_that_was_not_published_is_found_by_the_base_alone(
+    name: str, built: Path, tiny_checkpoint: Path
+) -> None:
+    def nudge(data: bytearray) -> None:
+        data[-1] ^= 1
+
+    with_weights(built, nudge, name)
+    assert verify_artifact(built).ok, "a consistent forgery"
+    assert found(verify_artifact(built, base=tiny_checkpoint)) == {("base", name)}
+
+
+def test_another_base_is_refused(built: Path, tiny_checkpoint_fp16: Path) -> None:
+    assert found(verify_artifact(built, base=tiny_checkpoint_fp16)) == {("base", layout.LOCK)}
