@@ -10,6 +10,7 @@ from editspec.templates import TEMPLATES, Kind
 Selection = Literal["cross-attention", "cross-attention-kv", "non-cross-attention", "self-attention", "full"]
 Loss = Literal["l2", "l1", "huber"]
 Schedule = Literal["constant", "linear", "cosine"]
+ScheduleOrPublished = Literal["constant", "linear", "cosine", "published"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +38,18 @@ class Erase:
     negative_guidance: float = 1.0
     steps: int = 200
     learning_rate: float = 5e-5
-    batch: int = 1
+    batch: int = 8
     trajectories: int = 20
     timesteps: int = 10
-    sampling_steps: int = 50
+    sampling_steps: int = 25
     guidance_scale: float = 3.0
     loss: Loss = "l2"
-    schedule: Schedule = "constant"
+    schedule: ScheduleOrPublished = "cosine"
+    ema: float = 0.0
+    held_out: float = 0.0
+    together: str | None = None
+    strength: Literal["fixed", "auto"] = "fixed"
+    robust: bool = False
     keep_weight: float = 1.0
 
     @property
@@ -64,17 +70,23 @@ class Ablate:
     image: str | None = None
     captions: tuple[str, ...] = ()
     objective: Literal["model", "noise"] = "model"
-    teacher: Literal["student", "base"] = "student"
+    teacher: Literal["student", "base"] = "base"
+    inputs: Literal["trajectory", "noised"] = "trajectory"
     templates: tuple[str, ...] = TEMPLATES["object"]
+    prompts: tuple[str, ...] = ()
+    prompts_file: str | None = None
     selection: Selection = "cross-attention-kv"
-    steps: int = 100
-    learning_rate: float = 1.6e-5
-    batch: int = 8
-    trajectories: int = 200
+    steps: int = 60
+    learning_rate: float = 5e-5
+    batch: int = 4
+    trajectories: int = 24
+    timesteps: int = 10
     sampling_steps: int = 25
     guidance_scale: float = 6.0
     loss: Loss = "l2"
-    schedule: Schedule = "constant"
+    schedule: ScheduleOrPublished = "cosine"
+    ema: float = 0.0
+    held_out: float = 0.0
     keep_weight: float = 1.0
 
     @property
