@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from compiler.bank import Bank
 from compiler.conditioning import Conditioning
+from compiler.held_out import Patience, check_evals, check_steps, split
 from compiler.sampling import predict
 from compiler.seeds import epoch_batch, reproducible
 from compiler.unet import config_of, examples_at_once
@@ -53,11 +54,17 @@ class Term:
     target: Callable[[Tensor], Tensor]
     weight: float
     batch: int
+    target_evals: int = 0
+    """Evals that `target` takes for each example; none where it reads the bank."""
 
 
 @dataclass(frozen=True)
 class DistilSettings:
-    """How long and how fast to train. `seed` and `names` name the draw of the batches."""
+    """How long and how fast to train. `seed` and `names` name the draw of the batches.
+
+    `ema` is the decay of the moving average that becomes the result; 0 takes the last step's weights.
+    `held_out` is the share of trajectories to check on; training stops where their loss no longer falls.
+    """
 
     steps: int
     learning_rate: float
@@ -65,15 +72,28 @@ class DistilSettings:
     names: tuple[str, ...] = ()
     loss: Loss = "l2"
     schedule: Schedule = "constant"
+    ema: float = 0.0
+    held_out: float = 0.0
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """fp32 changes by tensor name, on the CPU; each term's mean loss a step; evals (a backward counts 2)."""
+    """fp32 changes by tensor name, on the CPU; each term's mean loss a step; evals (a backward counts 2).
+
+    `held_out` are the losses of the checks, of which the lowest gave the result; empty without checks.
+    """
 
     deltas: dict[str, Tensor]
     curve: dict[str, list[float]]
     evals: int
+    held_out: list[float] = field(default_factory=list)
+
+
+def training_evals(terms: Sequence[tuple[int, int]], steps: int, held_out: float = 0.0) -> int:
+    """Evals of training terms given as (batch, target_evals), checks at their most: a backward counts two."""
+    each = sum(batch * (3 + target) for batch, target in terms)
+    checked = [batch * (1 + target) for batch, target in terms]
+    return steps * each + check_evals(checked, steps, held_out)
 
 
 def summary(curve: Mapping[str, Sequence[float]], points: int = 20) -> dict[str, list[float]]:
@@ -100,25 +120,49 @@ def distil(
     Raises `Diverged` when the loss is not finite.
     """
     micro_batch = examples_at_once(config_of(unet))
-    curve: dict[str, list[float]] = {term.name: [] for term in terms}
+    trained, checked = split(terms, settings.held_out)
+    curve: dict[str, list[float]] = {term.name: [] for term in trained}
+    patience, checks = Patience(), set(check_steps(settings.steps))
     evals = 0
-    with reproducible(), _trainable(unet, names) as (weights, start):
+    with reproducible(), trainable(unet, names) as (weights, start):
         optimiser = torch.optim.Adam(list(weights.values()), lr=settings.learning_rate, fused=True)
+        average = {name: value.clone() for name, value in start.items()} if settings.ema else {}
+        best: dict[str, Tensor] | None = None
         for step in range(settings.steps):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(settings, step)
             optimiser.zero_grad(set_to_none=True)
-            losses = _accumulate(unet, prompts, terms, settings, step, micro_batch)
-            for term, loss in zip(terms, losses, strict=True):
+            losses = _accumulate(unet, prompts, trained, settings, step, micro_batch)
+            for term, loss in zip(trained, losses, strict=True):
                 if not math.isfinite(loss):
                     raise Diverged(term.name, step)
                 curve[term.name].append(loss)
             optimiser.step()
-            spent = 3 * sum(term.batch for term in terms)
+            _average(average, weights, settings.ema, step)
+            spent = sum((3 + term.target_evals) * term.batch for term in trained)
+            if checked and step + 1 in checks:
+                patience.losses.append(_check(unet, prompts, checked, settings.loss, micro_batch))
+                spent += sum((1 + term.target_evals) * len(term.examples) for term in checked)
+                if patience.best:
+                    best = _changes(average or weights, start)
             evals += spent
             advance(spent)
-        deltas = {name: (weight.detach() - start[name]).cpu() for name, weight in weights.items()}
-    return Distilled(deltas, curve, evals)
+            if checked and patience.losses and patience.exhausted:
+                break
+        deltas = best if best is not None else _changes(average or weights, start)
+    return Distilled(deltas, curve, evals, patience.losses)
+
+
+def _average(average: dict[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int) -> None:
+    """Move the average towards the weights; early on faster, so that the start does not stay in it."""
+    rate = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in average.items():
+            value.lerp_(weights[name], 1 - rate)
+
+
+def _changes(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: (weight.detach() - start[name]).cpu() for name, weight in weights.items()}
 
 
 def learning_rate(settings: DistilSettings, step: int) -> float:
@@ -147,16 +191,13 @@ def _accumulate(
     micro_batch: int,
 ) -> list[float]:
     """Add the gradient of one step's loss to the weights, in parts; returns each term's mean loss."""
-    device = prompts.hidden.device
-    columns: list[list[Tensor]] = [[], [], [], [], []]
-    for term in terms:
-        draw = epoch_batch(len(term.examples), term.batch, step, settings.seed, *settings.names, term.name)
-        rows, prompt = term.examples[draw].unbind(1)
-        share = torch.full((term.batch,), term.weight / term.batch)
-        drawn = term.bank.take("model_input", rows), term.bank.take("timestep", rows), term.target(rows)
-        for column, value in zip(columns, (*drawn, prompt, share), strict=True):
-            column.append(value)
-    model_input, timestep, target, prompt, share = (torch.cat(column).to(device) for column in columns)
+    draws = [
+        term.examples[
+            epoch_batch(len(term.examples), term.batch, step, settings.seed, *settings.names, term.name)
+        ]
+        for term in terms
+    ]
+    model_input, timestep, target, prompt, share = _gathered(terms, draws, prompts.hidden.device)
     found = []
     for start in range(0, len(prompt), micro_batch):
         part = slice(start, start + micro_batch)
@@ -164,16 +205,42 @@ def _accumulate(
         loss = pointwise_loss(predicted - target[part], settings.loss).mean(dim=(1, 2, 3))
         (loss * share[part]).sum().backward()
         found.append(loss.detach())
-    means, at = list[float](), 0
-    losses = torch.cat(found)
-    for term in terms:
-        means.append(float(losses[at : at + term.batch].mean()))
-        at += term.batch
-    return means
+    return [float(part.mean()) for part in torch.cat(found).split([term.batch for term in terms])]
+
+
+def _gathered(terms: Sequence[Term], chosen: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    """What one pass over the chosen examples (n, 2) of each term needs: the columns of all of them together.
+
+    model_input, timestep, target, row of the prompt, and the share of each example in the loss.
+    """
+    columns: list[list[Tensor]] = [[], [], [], [], []]
+    for term, examples in zip(terms, chosen, strict=True):
+        rows, prompt = examples.unbind(1)
+        share = torch.full((len(rows),), term.weight / len(rows))
+        drawn = term.bank.take("model_input", rows), term.bank.take("timestep", rows), term.target(rows)
+        for column, value in zip(columns, (*drawn, prompt, share), strict=True):
+            column.append(value.to(device))
+    return tuple(torch.cat(column) for column in columns)
+
+
+@torch.no_grad()
+def _check(
+    unet: torch.nn.Module, prompts: Conditioning, terms: Sequence[Term], loss: Loss, micro_batch: int
+) -> float:
+    """The loss on held-out examples, all of them each time."""
+    chosen = [term.examples for term in terms]
+    model_input, timestep, target, prompt, share = _gathered(terms, chosen, prompts.hidden.device)
+    total = 0.0
+    for start in range(0, len(prompt), micro_batch):
+        part = slice(start, start + micro_batch)
+        predicted = predict(unet, model_input[part], timestep[part], prompts.rows(prompt[part]))
+        losses = pointwise_loss(predicted - target[part], loss).mean(dim=(1, 2, 3))
+        total += float((losses * share[part]).sum())
+    return total
 
 
 @contextmanager
-def _trainable(
+def trainable(
     unet: torch.nn.Module, names: Sequence[str]
 ) -> Iterator[tuple[dict[str, torch.nn.Parameter], dict[str, Tensor]]]:
     """The named weights, gradients on there alone, and a copy of their values, which come back on leaving."""

@@ -23,16 +23,19 @@ TRAJECTORIES_OF_A_CONCEPT = 2
 
 
 class KeepingEdit(SampledEdit, Protocol):
-    """The fields with which every distilled edit says what it keeps and how firmly."""
+    """The fields with which a distilled edit says what it keeps and how much that counts."""
 
-    @property
-    def kind(self) -> Kind: ...
     @property
     def preserve(self) -> tuple[str, ...]: ...
     @property
     def keep_weight(self) -> float: ...
     @property
     def batch(self) -> int: ...
+
+
+def templates_of(edit: object) -> tuple[str, ...]:
+    """The templates of an edit's kind; those of objects where it has none or is of a memorised image."""
+    return TEMPLATES.get(getattr(edit, "kind", ""), TEMPLATES["object"])
 
 
 def edited_words(spec: EditSpec) -> tuple[str, ...]:
@@ -44,7 +47,9 @@ def edited_words(spec: EditSpec) -> tuple[str, ...]:
     return tuple(found)
 
 
-def mine_neighbours(edit: Erase, subject: str, spec: EditSpec, text: TextEncoder) -> list[tuple[str, float]]:
+def mine_neighbours(
+    edit: KeepingEdit, subject: str, spec: EditSpec, text: TextEncoder
+) -> list[tuple[str, float]]:
     """The `preserve.auto` nearest words to `subject` with their cosines, beside those preserved by name."""
     from compiler.concepts import neighbours
 
@@ -68,7 +73,7 @@ def keep_requests(edit: KeepingEdit, spec: EditSpec, neighbours: Sequence[str]) 
     for concepts, count in groups:
         total = count * TRAJECTORIES_OF_A_CONCEPT
         if total:
-            prompts = _taking_turns(concepts, TEMPLATES[edit.kind], total)
+            prompts = _taking_turns(concepts, templates_of(edit), total)
             found.append(BankRequest.of(edit, spec.seed, prompts, total))
     return found
 

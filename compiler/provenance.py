@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 LOCK_VERSION = 1
 EDITS_VERSION = 1
-PLACES = ("path", "model", "file", "image")  # the keys of a spec that hold local paths
-INPUTS = ("file", "image")  # those of an edit's own inputs
+PLACES = ("path", "model", "file", "image", "prompts_file")  # the keys of a spec that hold local paths
+INPUTS = ("file", "image", "prompts_file")  # those of an edit's own inputs
 
 
 def published_spec(spec: EditSpec) -> dict[str, Any]:

@@ -113,5 +113,6 @@ def _names(edit: Edit) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def _templates(edit: Edit) -> tuple[str, ...]:
     """An edit's own templates where it has a say in them, else those of its kind."""
-    own = tuple(getattr(edit, "templates", ())) if edit.method == "closed-form" else ()
+    chosen = edit.method == "closed-form" or edit.edit == "ablate"
+    own = tuple(getattr(edit, "templates", ())) if chosen else ()
     return own or TEMPLATES.get(getattr(edit, "kind", ""), ()) or ("{}",)

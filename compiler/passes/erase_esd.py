@@ -79,8 +79,9 @@ class EraseEsd(EditPass):
         return PassCost(evals, LOADING_SECONDS, memory)
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
-        from compiler.distil import DistilSettings, Diverged, distil, summary
+        from compiler.distil import Diverged, distil, summary
         from compiler.teacher import Teacher
+        from compiler.training import settings_of
         from compiler.unet import add_deltas
 
         edit, spec = _only(edits), context.spec
@@ -94,9 +95,7 @@ class EraseEsd(EditPass):
         student = teacher.unet  # from here on: the base's predictions are all in the banks
         add_deltas(student, context.upstream)
         names = self.targets(edits, context.checkpoint.weights("unet").entries)
-        settings = DistilSettings(
-            edit.steps, edit.learning_rate, context.seed, ("esd", edit.id), edit.loss, edit.schedule
-        )
+        settings = settings_of(edit, context.seed, "esd", edit.id)
         with context.progress.task(f"distil {edit.id}", _training_evals(edit, keep)) as task:
             try:
                 done = distil(student, names, prompts, terms, settings, task.advance)
