@@ -128,6 +128,12 @@ class Clip:
             self._layers(ids, mask, positions, self.config.num_hidden_layers), "final_layer_norm"
         )
 
+    def states_of(self, embedded: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`states` of input embeddings (n, tokens, width) that need be no word's; gradients flow to them."""
+        count = self.config.num_hidden_layers - int(self.penultimate)
+        states = self._run(embedded, mask, None, count)
+        return states if self.penultimate else self._norm(states, "final_layer_norm")
+
     def pooled(self, prompt: str) -> Tensor:
         """The projected embedding of a whole prompt at its EOS, (1, projection width)."""
         ids, mask = self.padded([prompt])
@@ -140,9 +146,13 @@ class Clip:
     @torch.no_grad()
     def _layers(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, count: int) -> Tensor:
         """Hidden states after `count` layers, (n, tokens, width)."""
-        length = ids.shape[1]
+        return self._run(self.input_embeddings[ids], mask, positions, count)
+
+    def _run(self, embedded: Tensor, mask: Tensor | None, positions: Tensor | None, count: int) -> Tensor:
+        """`_layers` from input embeddings (n, tokens, width) on."""
+        length = embedded.shape[1]
         places = self.weights["embeddings.position_embedding.weight"]
-        states = self.input_embeddings[ids] + (places[:length] if positions is None else places[positions])
+        states = embedded + (places[:length] if positions is None else places[positions])
         if mask is not None and not mask.is_floating_point():
             hidden = states.new_zeros(mask.shape).masked_fill(mask == 0, float("-inf"))[:, None, None]
             mask = hidden + states.new_full((length, length), float("-inf")).triu(1)

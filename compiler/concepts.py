@@ -75,17 +75,18 @@ class Neighbourhood:
         if k <= 0 or not words:
             return []
         shortlist = self._shortlist(concept, words, max(_SHORTLIST, 8 * k))
-        ranked = sorted(self._cosines(concept, shortlist), key=lambda pair: (-pair[1], pair[0]))
+        ranked = sorted(self.cosines(concept, shortlist), key=lambda pair: (-pair[1], pair[0]))
         return [pair for pair in ranked if pair[1] < SYNONYM][:k]
 
     def unlike(self, names: Collection[str]) -> tuple[str, ...]:
         """The words of `sample` that mean none of `names`: neither these and their plurals, nor synonyms."""
         banned = {form for name in names for form in _forms(name)}
         for name in names:
-            banned |= {word for word, cosine in self._cosines(name, self.sample) if cosine >= SYNONYM}
+            banned |= {word for word, cosine in self.cosines(name, self.sample) if cosine >= SYNONYM}
         return tuple(word for word in self.sample if word not in banned)
 
-    def _cosines(self, concept: str, words: Sequence[str]) -> list[tuple[str, float]]:
+    def cosines(self, concept: str, words: Sequence[str]) -> list[tuple[str, float]]:
+        """Each of `words` with the cosine of its final text embedding to that of `concept`, centred."""
         self._encode([concept, *words, *self.sample])
         centre = self._centre
         rows = torch.stack([self._finals[word] for word in words]) - centre

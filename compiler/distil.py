@@ -124,7 +124,7 @@ def distil(
     curve: dict[str, list[float]] = {term.name: [] for term in trained}
     patience, checks = Patience(), set(check_steps(settings.steps))
     evals = 0
-    with reproducible(), trainable(unet, names) as (weights, start):
+    with reproducible(), torch.enable_grad(), trainable(unet, names) as (weights, start):
         optimiser = torch.optim.Adam(list(weights.values()), lr=settings.learning_rate, fused=True)
         average = {name: value.clone() for name, value in start.items()} if settings.ema else {}
         best: dict[str, Tensor] | None = None

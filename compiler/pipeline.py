@@ -26,6 +26,7 @@ from compiler.artifact import Artifact
 from compiler.base import open_base
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
+from compiler.collateral import mined_words
 from compiler.device import Device, choose
 from compiler.output import Output, storage_refusals
 from compiler.passes import EditPass, PassContext
@@ -82,7 +83,7 @@ def compile_spec(
             deltas, records = run_passes(spec, checkpoint, plan, cache, progress)
             report = link_checkpoint(checkpoint, plan, deltas, built, progress)
             write_provenance(built, spec, checkpoint, plan, deltas, records, report)
-            failed = prove(built, spec, checkpoint, device, cache, progress)
+            failed = prove(built, spec, checkpoint, device, cache, progress, mined_words(records))
             for callback in finish:
                 callback(built)
             if failed:
@@ -182,11 +183,15 @@ def prove(
     device: Device,
     cache: StageCache,
     progress: Progress,
+    mined: Sequence[str] = (),
 ) -> list[str]:
-    """Let the gates measure the linked checkpoint; write gates.json; which failed and why."""
+    """Let the gates measure the linked checkpoint; write gates.json; which failed and why.
+
+    `mined` are the neighbours that the passes kept, for the collateral report.
+    """
     from compiler.gates import run_gates
 
-    report = run_gates(spec, checkpoint, built, spec.folder, device.open(), progress, cache)
+    report = run_gates(spec, checkpoint, built, spec.folder, device.open(), progress, cache, mined)
     built.write(layout.GATES, report.as_dict())
     return [f"{result.id}: {result.reason}" for result in report.results if not result.passed]
 

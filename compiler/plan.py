@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compiler.cache import StageCache
+from compiler.collateral import collateral_evals
 from compiler.cost import eval_seconds
 from compiler.device import Device
 from compiler.licence import require_allowed
@@ -153,7 +154,7 @@ def make_plan(
         libraries=library_versions(),
         passes=tuple(_planned(spec, checkpoint, cache, device, groups)),
         gates=gates,
-        gate_evals=sum(gate.evals for gate in gates),
+        gate_evals=sum(gate.evals for gate in gates) + (collateral_evals(spec) if gates else 0),
         seconds_of_eval=eval_seconds(checkpoint, device),
     )
 
@@ -177,7 +178,16 @@ def _groups(spec: EditSpec, engines: Sequence[EditPass]) -> Iterator[tuple[EditP
         if engine.merges and positions:
             yield engine, positions
         elif not engine.merges:
-            yield from ((engine, (position,)) for position in positions)
+            yield from ((engine, group) for group in _together(spec, engine, positions))
+
+
+def _together(spec: EditSpec, engine: EditPass, positions: Sequence[int]) -> list[tuple[int, ...]]:
+    """The edits at `positions` by run: those that the pass wants together, and the others one by one."""
+    groups: dict[str | int, list[int]] = {}
+    for position in positions:
+        word = engine.together(spec.edits[position])
+        groups.setdefault(position if word is None else word, []).append(position)
+    return [tuple(group) for group in groups.values()]
 
 
 def _no_engine(spec: EditSpec, position: int, engines: Sequence[EditPass]) -> tuple[str, str]:

@@ -2,8 +2,8 @@
 
 ESD (Gandikota et al. 2023): each step samples a trajectory of its own, batch 1, up to a random step, keeps
 its one x_t, asks the frozen base there, and trains on it. Ablation (Kumari et al. 2023): many anchor pictures
-are generated and stored as JPEG, encoded again and noised; the student is its own teacher. Neither keeps anything
-but what its authors keep. Their optimiser's weight decay, a hundredth of the learning rate, is left out.
+are generated and stored as JPEG, encoded again and noised; the student is its own teacher. Neither keeps
+anything but what its authors keep. Their optimiser's weight decay, a hundredth of the rate, is left out.
 """
 
 from __future__ import annotations

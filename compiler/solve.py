@@ -114,6 +114,31 @@ def preserved_basis(preserved: Tensor, *, share: float = 0.5) -> Preserved:
     return Preserved(vectors[:, :rank].contiguous(), energy)
 
 
+def revived(gram: Tensor, text_map: Tensor, columns: Tensor, *, ridge: float) -> Tensor:
+    """Embeddings (d, k) that bring back, through the edited matrices, what `columns` (d, k) gave before.
+
+    RECE (Gong et al. 2024), eq. 8: c' = (ridge I + sum W^T W)^-1 (sum W^T W_0) c, with W = W_0 (I + M) and M
+    the `text_map`; `gram` is the sum of W_0^T W_0 over all matrices. `ridge` is a share of its mean
+    eigenvalue: the smaller, the longer the embeddings that may be found.
+    """
+    width = len(gram)
+    edited = torch.eye(width, dtype=torch.float64, device=gram.device) + text_map
+    back = edited.T @ gram
+    floor = ridge * float(gram.diagonal().mean())
+    return _positive_solve(back @ edited, floor, back @ columns.double())
+
+
+def come_back(gram: Tensor, text_map: Tensor, columns: Tensor, found: Tensor) -> float:
+    """How much of what was erased `found` (d, k) brings back: 1 = all of it, 0 = no more than the words do.
+
+    One minus the distance to the former outputs of `columns`, as a share of what these words' outputs moved.
+    """
+    left = found + text_map @ found - columns.double()
+    moved = text_map @ columns.double()
+    energy = [float((part * (gram @ part)).sum()) for part in (left, moved)]
+    return 1.0 - (max(energy[0], 0.0) / max(energy[1], 1e-30)) ** 0.5
+
+
 def free_of(columns: Tensor, basis: Tensor | None) -> Tensor:
     """The part of each column (d, k) outside the orthonormal `basis` (d, r)."""
     return columns if basis is None else columns - basis @ (basis.T @ columns)  # never builds d x d

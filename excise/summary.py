@@ -22,6 +22,7 @@ def as_dict(artifact: Artifact) -> dict[str, Any]:
         "base": lock["base"]["digest"],
         "passes": planned["passes"],
         "gates": gates["gates"],
+        "collateral": gates.get("collateral"),
         "grid": str(grid) if grid.is_file() else None,
     }
 
@@ -33,6 +34,7 @@ def show(artifact: Artifact, console: Console) -> None:
         _show_gates(gates, console)
     else:
         console.print("no gates: the result carries no proof")
+    _show_collateral(artifact.read(GATES).get("collateral") or {}, console)
     console.print()
     _show_edits(artifact.read(EDITS)["passes"], console)
     if artifact.path(GRID).is_file():
@@ -57,6 +59,31 @@ def _show_gates(gates: list[dict[str, Any]], console: Console) -> None:
     for gate in gates:
         if not gate["passed"]:
             console.print(f"{gate['id']}: {gate['reason']}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _show_collateral(report: dict[str, Any], console: Console) -> None:
+    """What lies near the edited concepts, nearest first, with what it lost."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    rows = report.get("concepts", [])
+    if not rows:
+        return
+    table = Table("neighbour", "near", box=None, header_style="bold", pad_edge=False)
+    for head in ("cosine", "base", "edited", "lost", "draws"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        shares = (f"{100 * row[side] / row['n']:.0f} %" for side in ("base", "edited"))
+        name = f"[bold]{escape(row['concept'])}[/bold]" if row["concept"] == report["worst"] else None
+        lost = f"{100 * row['loss']:.1f}"
+        cosine = f"{row['cosine']:.2f}"
+        table.add_row(
+            name or escape(row["concept"]), escape(row["near"]), cosine, *shares, lost, f"{row['n']:,}"
+        )
+    console.print()
+    console.print(table)
+    if report["worst"]:
+        console.print(f"most lost: {report['worst']}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _show_edits(runs: list[dict[str, Any]], console: Console) -> None:

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,16 +100,23 @@ def run_gates(
     device: torch.device | None = None,
     progress: Progress | None = None,
     cache: StageCache | None = None,
+    mined: Sequence[str] = (),
 ) -> GateReport:
     """Measure the linked checkpoint with all gates of the spec and write the before/after grid.
 
+    `mined` are neighbours that the passes found and kept; the collateral report looks at them too.
+
     Pictures are cached by checkpoint and draws, so an unchanged base is drawn once for many builds.
     """
+    from compiler.collateral import collateral
     from compiler.grid import before_after_grid
 
     edited = Checkpoint.open(built.folder, base.variant)
     evaluators = open_evaluators(spec, spec_dir, device) if spec.gates else ()
     report = measure(spec, base, edited, evaluators, device=device, progress=progress, cache=cache)
+    if report.results:
+        found = collateral(report, spec, base, edited, evaluators, mined, device, progress, cache)
+        report = replace(report, facts={**report.facts, "collateral": found})
     if report.gallery:
         before_after_grid(report.gallery, built.path(GRID))
     return report

@@ -92,11 +92,15 @@ class EditPass(ABC):
     """Lower runs earlier. Distilled passes 10, closed-form 90: what is cheap comes last, so that changing
     it rebuilds nothing costly."""
     merges: ClassVar[bool]
-    """True: all its edits of a spec in one run. False: one run for each edit."""
+    """True: all its edits of a spec in one run. False: one run for each edit, or group (`together`)."""
 
     @abstractmethod
     def accepts(self, edit: Edit) -> bool:
         """Whether this pass compiles `edit`."""
+
+    def together(self, edit: Edit) -> str | None:
+        """For a pass that does not merge: edits with the same word share a run; None has one of its own."""
+        return None
 
     def check(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         """What is wrong with these edits on this checkpoint: (JSON pointer, message) pairs. No tensors."""

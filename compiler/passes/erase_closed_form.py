@@ -23,7 +23,7 @@ class EraseClosedForm(EditPass):
     """All closed-form erasures of a spec, solved together."""
 
     name: ClassVar[str] = "erase/closed-form"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     order: ClassVar[int] = 90
     merges: ClassVar[bool] = True
 
@@ -33,14 +33,15 @@ class EraseClosedForm(EditPass):
     def check(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         """All closed-form edits are one solve, so they share one way of preserving."""
         first, *others = _erasures(edits)
-        reason = "all closed-form edits are solved together and preserve in one way"
+        reasons = {
+            "preserve_mode": "all closed-form edits are solved together and preserve in one way",
+            "robust": "all closed-form edits are solved together, in rounds or not",
+        }
         return [
-            (
-                f"{spec.pointer(edit)}/preserve_mode",
-                f"is '{edit.preserve_mode}' here but '{first.preserve_mode}' in edit '{first.id}'; {reason}",
-            )
+            (f"{spec.pointer(edit)}/{key}", f"{_differs(edit, first, key)}; {reason}")
             for edit in others
-            if edit.preserve_mode != first.preserve_mode
+            for key, reason in reasons.items()
+            if getattr(edit, key) != getattr(first, key)
         ]
 
     def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:
@@ -73,7 +74,8 @@ class EraseClosedForm(EditPass):
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
         from compiler.erasure import gather
-        from compiler.solve import preserved_basis, solve
+        from compiler.rece import Rounds, sum_of_squares
+        from compiler.solve import preserved_basis
 
         erasures = _erasures(edits)
         names = self.targets(edits, context.checkpoint.weights("unet").entries)
@@ -82,19 +84,14 @@ class EraseClosedForm(EditPass):
             columns = gathered.columns
             task.advance()
             ridge = min(edit.ridge for edit in erasures)
-            room = None
-            if erasures[0].preserve_mode == "null-space":
-                room = preserved_basis(columns.preserved * columns.preserved_weights.sqrt())
-                solution = solve(columns.edited, ridge=ridge, weights=columns.weights, basis=room.basis)
-            else:
-                solution = solve(
-                    columns.edited,
-                    ridge=ridge,
-                    weights=columns.weights,
-                    preserved=columns.preserved,
-                    preserved_weights=columns.preserved_weights,
-                )
-            text_map = solution.text_map(columns.anchors)
+            null_space = erasures[0].preserve_mode == "null-space"
+            room = (
+                preserved_basis(columns.preserved * columns.preserved_weights.sqrt()) if null_space else None
+            )
+            found = Rounds(columns, ridge, None if room is None else room.basis)
+            if any(edit.robust for edit in erasures):
+                found.harden(sum_of_squares(context.weight(name) for name in names))
+            text_map = found.text_map
             task.advance()
             deltas = {}
             for name in names:
@@ -110,6 +107,7 @@ class EraseClosedForm(EditPass):
             "left_undone": _rounded(left),
             "preserved_moved": _rounded(moved),
             "preserved_energy": None if room is None else _rounded(room.energy),
+            **({"revived": found.came_back} if found.came_back else {}),
             "neighbours": {
                 id: [[word, _rounded(cosine)] for word, cosine in found]
                 for id, found in gathered.neighbours.items()
@@ -120,6 +118,13 @@ class EraseClosedForm(EditPass):
 
 def _erasures(edits: Sequence[Edit]) -> list[Erase]:
     return [edit for edit in edits if isinstance(edit, Erase)]
+
+
+def _differs(edit: Erase, first: Erase, key: str) -> str:
+    """The two values of a key, as a spec writes them."""
+    values = [getattr(one, key) for one in (edit, first)]
+    here, there = (f"'{value}'" if isinstance(value, str) else str(value).lower() for value in values)
+    return f"is {here} here but {there} in edit '{first.id}'"
 
 
 def _rounded(value: Any) -> float:

@@ -7,29 +7,32 @@ from the concept. x_t come from a bank of the base's own trajectories, so e_0 an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.bank_request import BankRequest
-from compiler.keep import edited_words, keep_batches, keep_requests, keep_terms, mine_neighbours
+from compiler.held_out import check_evals
+from compiler.keep import edited_words, keep_batches, keep_requests, mine_neighbours
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
+from compiler.strength import judging_evals, searching_steps, strength_problems, strength_reads
 from compiler.unet import training_memory, unsuited
 from editspec import Erase
-from editspec.errors import InputError
 from editspec.templates import TEMPLATES, fill
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compiler.bank import Bank
     from compiler.checkpoint import Checkpoint
-    from compiler.conditioning import Conditioning
-    from compiler.distil import Term
     from compiler.safetensors_file import TensorEntry
-    from compiler.teacher import Teacher
     from editspec import Edit, EditSpec
 
 LOADING_SECONDS = 2.0  # late imports and building the U-Net
+ROUNDS = 3  # of attacks, where an erasure is robust
+ATTACKS = 2  # ways of attacking in each round: learned token, soft prefix
+ATTACK_STEPS = 20
+# What edits trained together must agree on: there is one loop, one optimiser, one selection.
+SHARED = ("selection", "steps", "learning_rate", "loss", "schedule", "ema", "held_out", "keep_weight")
 
 
 def negative_guidance_target(noise_uncond: Tensor, noise_cond: Tensor, negative_guidance: float) -> Tensor:
@@ -45,78 +48,147 @@ def erase_from_target(
 
 
 class EraseEsd(EditPass):
-    """One erase edit by distillation. Each step: `batch` examples of the concept, and what `keep` adds."""
+    """Erasures by distillation, alone or together. Each step: `batch` examples of each, and `keep`."""
 
-    name = "erase/esd"
-    version = 1
-    order = 10
-    merges = False
+    name: ClassVar[str] = "erase/esd"
+    version: ClassVar[int] = 2
+    order: ClassVar[int] = 10
+    merges: ClassVar[bool] = False
 
     def accepts(self, edit: Edit) -> bool:
         return isinstance(edit, Erase) and edit.method == "esd"
 
+    def together(self, edit: Edit) -> str | None:
+        return edit.together if isinstance(edit, Erase) else None
+
     def check(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> list[tuple[str, str]]:
-        reason = unsuited(checkpoint.config("unet"))
-        return [
-            (f"{spec.pointer(edit)}/method", f"'esd' cannot edit this base: {reason}")
-            for edit in edits
-            if reason
-        ]
+        found = []
+        if reason := unsuited(checkpoint.config("unet")):
+            message = f"'esd' cannot edit this base: {reason}"
+            found += [(f"{spec.pointer(edit)}/method", message) for edit in edits]
+        first, *others = _erasures(edits)
+        for edit in others:
+            for key in SHARED:
+                if getattr(edit, key) != getattr(first, key):
+                    message = f"is trained together with edit '{first.id}', whose '{key}' is another"
+                    found.append((f"{spec.pointer(edit)}/{key}", message))
+        for edit in (first, *others):
+            found += [(f"{spec.pointer(edit)}/{key}", why) for key, why in _misuse(edit, bool(others))]
+            if edit.strength == "auto":
+                found += strength_problems(edit, spec)
+        return found
 
     def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:
         # What another edit erases is no neighbour of this one's concept.
-        return {**super().reads(edits, spec), "edited": edited_words(spec) if spec.preserve.auto else ()}
+        own = {**super().reads(edits, spec), "edited": edited_words(spec) if spec.preserve.auto else ()}
+        auto = [strength_reads(edit, spec) for edit in _erasures(edits) if edit.strength == "auto"]
+        return {**own, "judged": auto} if auto else own
 
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
-        return select(entries, _only(edits).selection)
+        return select(entries, _erasures(edits)[0].selection)
 
     def cost(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> PassCost:
-        edit = _only(edits)
-        own, keep = _own_request(edit, spec.seed), keep_requests(edit, spec, neighbours=())
-        evals = _bank_evals((own, *keep), checkpoint) + _training_evals(edit, keep)
-        unet = checkpoint.weights("unet").entries
+        group = _erasures(edits)
+        unet, scheduler = checkpoint.weights("unet").entries, checkpoint.config("scheduler")
         memory = training_memory(unet, checkpoint.config("unet"), self.targets(edits, unet))
-        return PassCost(evals, LOADING_SECONDS, memory)
+        if group[0].schedule == "published":
+            from compiler.published import esd_evals
+
+            return PassCost(esd_evals(group[0], spec.seed, scheduler), LOADING_SECONDS, memory)
+        requests = [_own_request(edit, spec.seed) for edit in group]
+        keep = _keep_requests(group, spec, {edit.id: () for edit in group})
+        evals = sum(request.evals(scheduler) for request in (*requests, *keep))
+        return PassCost(evals + _learning_evals(group, keep, spec), LOADING_SECONDS, memory)
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
-        from compiler.distil import Diverged, distil, summary
+        from compiler import esd
+        from compiler.strength import search
         from compiler.teacher import Teacher
-        from compiler.training import settings_of
+        from compiler.training import record_of
         from compiler.unet import add_deltas
 
-        edit, spec = _only(edits), context.spec
-        pointer = spec.pointer(edit)
-        mined = mine_neighbours(edit, _subject(edit), spec, context.text())
-        own, keep = _own_request(edit, spec.seed), keep_requests(edit, spec, [word for word, _ in mined])
-        students = _student_prompts(edit, own)
+        group, spec = _erasures(edits), context.spec
+        first = group[0]
+        names = self.targets(edits, context.checkpoint.weights("unet").entries)
         teacher = Teacher(context)
-        teacher.refuse_cut_prompts(pointer, [*own.prompts, *(text for texts in students for text in texts)])
-        prompts, terms = _terms(edit, students, keep, teacher.banks((own, *keep)), teacher)
+        if first.schedule == "published":
+            from compiler.published import erase_as_published
+
+            prompts = [fill(template, first.concept) for template in TEMPLATES[first.kind]]
+            return erase_as_published(first, prompts, names, teacher, context)
+        mined = {edit.id: mine_neighbours(edit, _subject(edit), spec, context.text()) for edit in group}
+        own = [_own_request(edit, spec.seed) for edit in group]
+        keep = _keep_requests(group, spec, {id: [word for word, _ in found] for id, found in mined.items()})
+        students = [_student_prompts(edit, request) for edit, request in zip(group, own, strict=True)]
+        for edit, request, texts in zip(group, own, students, strict=True):
+            read = [text for one in texts.values() for text in one]
+            teacher.refuse_cut_prompts(spec.pointer(edit), [*request.prompts, *read])
+        learnt = esd.lesson(group, own, students, keep, teacher)
         student = teacher.unet  # from here on: the base's predictions are all in the banks
         add_deltas(student, context.upstream)
-        names = self.targets(edits, context.checkpoint.weights("unet").entries)
-        settings = settings_of(edit, context.seed, "esd", edit.id)
-        with context.progress.task(f"distil {edit.id}", _training_evals(edit, keep)) as task:
-            try:
-                done = distil(student, names, prompts, terms, settings, task.advance)
-            except Diverged as error:
-                where, what = f"{pointer}/learning_rate", f"training diverged: {error}"
-                raise InputError(where, what, "choose a smaller learning_rate") from error
+        evals = _learning_evals(group, keep, spec)
+        extra: dict[str, Any] = {}
+        if first.strength == "auto":
+            done, extra["strength"] = search(learnt, student, names, context, evals)
+        elif first.robust:
+            done, extra["attacks"] = esd.fit_robustly(learnt, student, names, context, evals)
+        else:
+            done = esd.fit(learnt, group, student, names, context, evals)
+        scheduler = context.checkpoint.config("scheduler")
         record = {
-            "evals": _bank_evals((own, *keep), context.checkpoint) + done.evals,
-            "evals_of_training": done.evals,
-            "prompts": sorted({text for texts in students for text in texts}),
+            "evals": sum(request.evals(scheduler) for request in (*own, *keep)) + done.evals,
+            "prompts": sorted({text for texts in students for one in texts.values() for text in one}),
             "kept_prompts": sorted({text for request in keep for text in request.prompts}),
-            "neighbours": [[word, round(cosine, 4)] for word, cosine in mined],
-            "loss": summary(done.curve),
+            "neighbours": {
+                id: [[word, round(cosine, 4)] for word, cosine in found] for id, found in mined.items()
+            },
+            **record_of(done),
+            **extra,
         }
         return PassResult(done.deltas, record)
 
 
-def _only(edits: Sequence[Edit]) -> Erase:
-    (edit,) = edits
-    assert isinstance(edit, Erase)
-    return edit
+def round_steps(steps: int) -> list[int]:
+    """The steps of each round of a robust erasure: one before the first attack, one after each."""
+    return [
+        steps * (number + 1) // (ROUNDS + 1) - steps * number // (ROUNDS + 1) for number in range(ROUNDS + 1)
+    ]
+
+
+def _erasures(edits: Sequence[Edit]) -> list[Erase]:
+    return [edit for edit in edits if isinstance(edit, Erase)]
+
+
+def _misuse(edit: Erase, together: bool) -> list[tuple[str, str]]:
+    """(key, message) for settings that exclude each other."""
+    found = []
+    special = [key for key, on in _special(edit).items() if on]
+    if len(special) > 1:
+        found.append(
+            (special[1], f"'{special[0]}' and '{special[1]}' each train in a way of their own: choose one")
+        )
+    if together and special:
+        found.append((special[0], f"an edit with '{special[0]}' trains alone: leave 'together' out"))
+    if edit.robust and edit.from_concept:
+        found.append(
+            ("robust", "what is erased from another concept has no name that an attack could look for")
+        )
+    if edit.robust and edit.steps <= ROUNDS:
+        found.append(
+            ("steps", f"a robust erasure trains in {ROUNDS + 1} rounds: give at least {ROUNDS + 1} steps")
+        )
+    if edit.schedule == "published" and (edit.from_concept or edit.aliases):
+        key = "from" if edit.from_concept else "aliases"
+        found.append((key, "the published schedule knows one concept alone"))
+    return found
+
+
+def _special(edit: Erase) -> dict[str, bool]:
+    return {
+        "strength": edit.strength == "auto",
+        "robust": edit.robust,
+        "schedule": edit.schedule == "published",
+    }
 
 
 def _subject(edit: Erase) -> str:
@@ -134,50 +206,44 @@ def _own_request(edit: Erase, seed: int) -> BankRequest:
     return BankRequest.of(edit, seed, prompts, edit.trajectories, also)
 
 
-def _student_prompts(edit: Erase, own: BankRequest) -> list[list[str]]:
+def _student_prompts(edit: Erase, own: BankRequest) -> dict[str, list[str]]:
     """For each prompt of the own bank, what the student reads there: the same, and it with each alias."""
     words = [edit.from_concept] if edit.from_concept else [edit.concept, *edit.aliases]
     templates = TEMPLATES[edit.kind][: len(own.prompts)]
-    return [[fill(template, word) for word in words] for template in templates]
+    return {
+        prompt: [fill(template, word) for word in words]
+        for prompt, template in zip(own.prompts, templates, strict=True)
+    }
 
 
-def _terms(
-    edit: Erase,
-    students: Sequence[Sequence[str]],
-    keep: Sequence[BankRequest],
-    banks: tuple[Bank, int],
-    teacher: Teacher,
-) -> tuple[Conditioning, list[Term]]:
-    """What the student reads, one row for each prompt, and the parts of its loss.
-
-    `banks` are all banks joined, and how many of the first rows are the edit's own.
-    """
-    import torch
-
-    from compiler.distil import Term
-
-    bank, own = banks
-    texts = tuple(dict.fromkeys((*(text for group in students for text in group), *bank.prompts)))
-    number = {text: place + 1 for place, text in enumerate(texts)}  # row 0 is the unconditional one
-
-    def target(rows: Tensor) -> Tensor:
-        uncond, cond = bank.take("uncond", rows), bank.take("cond", rows)
-        if edit.from_concept is None:
-            return negative_guidance_target(uncond, cond, edit.negative_guidance)
-        return erase_from_target(cond, uncond, bank.take("concept", rows), edit.negative_guidance)
-
-    prompt = bank.column("prompt")[:own].tolist()
-    examples = [(row, number[text]) for row in range(own) for text in students[prompt[row]]]
-    erase = Term("erase", bank, torch.tensor(examples), target, 1.0, edit.batch)
-    conditioning = teacher.unconditional.join(teacher.encode(texts))
-    return conditioning, [erase, *keep_terms(edit, keep, bank, own, number)]
+def _keep_requests(
+    group: Sequence[Erase], spec: EditSpec, neighbours: Mapping[str, Sequence[str]]
+) -> list[BankRequest]:
+    """What all edits of a run keep, each bank once. Counts do not depend on what was mined."""
+    found: list[BankRequest] = []
+    for edit in group:
+        found += [one for one in keep_requests(edit, spec, neighbours[edit.id]) if one not in found]
+    return found
 
 
-def _bank_evals(requests: Sequence[BankRequest], checkpoint: Checkpoint) -> int:
-    """Evals of sampling all banks anew; what the cache holds already costs nothing."""
-    return sum(request.evals(checkpoint.config("scheduler")) for request in requests)
+def _learning_evals(group: Sequence[Erase], keep: Sequence[BankRequest], spec: EditSpec) -> int:
+    """Evals after the banks: a forward is one, a backward two. At most, where training may stop early."""
+    first = group[0]
+    joint = replace(first, batch=sum(edit.batch for edit in group))
+    batches = [*(edit.batch for edit in group), *keep_batches(joint, keep)]
+    if first.robust:
+        attacked = 3 * first.batch * (first.steps - round_steps(first.steps)[0])
+        attacked += 3 * first.batch * ROUNDS * ATTACKS * ATTACK_STEPS
+        return 3 * first.steps * sum(batches) + attacked + _round_checks(first, batches)
+    steps = searching_steps(first) if first.strength == "auto" else [first.steps]
+    judging = judging_evals(first, spec) if first.strength == "auto" else 0
+    checks = sum(check_evals(batches, count, first.held_out) for count in steps)
+    return 3 * sum(steps) * sum(batches) + checks + judging
 
 
-def _training_evals(edit: Erase, keep: Sequence[BankRequest]) -> int:
-    """A forward is one eval, a backward two."""
-    return 3 * edit.steps * (edit.batch + sum(keep_batches(edit, keep)))
+def _round_checks(edit: Erase, batches: Sequence[int]) -> int:
+    """Held-out checks of all rounds, of which all but the first have the attacked prompts too."""
+    first, *others = round_steps(edit.steps)
+    return check_evals(batches, first, edit.held_out) + sum(
+        check_evals([*batches, edit.batch], count, edit.held_out) for count in others
+    )

@@ -1,0 +1,54 @@
+"""Judges a student before it is linked: the stock pipeline with its weights, and the spec's evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from compiler.deltas import added
+from compiler.evaluators import open_evaluators
+from compiler.generate import Sampler
+from compiler.strength import draws_of, holds, seen_in
+
+if TYPE_CHECKING:
+    from compiler.passes import PassContext
+    from editspec import Gate
+
+
+class Judge:
+    """Draws a few pictures for each gate with the base plus changes. `evals` counts what that took."""
+
+    def __init__(self, context: PassContext, gates: Sequence[Gate]) -> None:
+        self._context, self._gates = context, tuple(gates)
+        self._sampler = Sampler(context.checkpoint, device=context.device)
+        self._evaluators = open_evaluators(context.spec, context.spec.folder, context.device)
+        self.evals = 0
+
+    def __call__(self, deltas: Mapping[str, Tensor]) -> tuple[int, int, bool]:
+        """(pictures in which the concept is seen, pictures, whether every gate promises to hold)."""
+        weights = dict(self._sampler.pipeline.unet.named_parameters())
+        changes = added(self._context.upstream, deltas)
+        before = {name: weights[name].detach().clone() for name in changes}
+        seen = pictures = 0
+        held = True
+        try:
+            with torch.no_grad():
+                for name, change in changes.items():
+                    weights[name].add_(change.to(weights[name].device, weights[name].dtype))
+            for gate in self._gates:
+                draws, sampling = draws_of(gate, self._context.spec)
+                images = self._sampler.images(
+                    draws, sampling, progress=self._context.progress, name=f"judge {gate.id}"
+                )
+                found = seen_in(self._evaluators, images, gate)
+                held &= holds(found, len(draws), gate)
+                seen, pictures = seen + found, pictures + len(draws)
+                self.evals += 2 * len(draws) * sampling.steps
+        finally:
+            with torch.no_grad():
+                for name, weight in before.items():
+                    weights[name].copy_(weight)
+        return seen, pictures, held
