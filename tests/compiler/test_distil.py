@@ -26,6 +26,7 @@ from compiler.distil import (
     pointwise_loss,
     summary,
 )
+from compiler.held_out import split
 from compiler.sampling import load_scheduler, predict
 from compiler.selections import select
 from compiler.text import TextEncoder
@@ -135,6 +136,43 @@ def test_examples_in_parts_give_the_gradient_of_the_whole(
     assert parts.evals == whole.evals == 3 * 8
     for name, losses in whole.curve.items():
         assert parts.curve[name] == pytest.approx(losses, rel=1e-4)
+
+
+def test_held_out_trajectories_are_never_trained_on(world: World) -> None:
+    terms = [world.term("erase", 1, world.away), world.term("empty", 0, world.uncond)]
+    train, check = split(terms, 0.34)
+    for whole, rest, held in zip(terms, train, check, strict=True):
+        numbers = [
+            set(whole.bank.column("trajectory")[term.examples[:, 0]].tolist()) for term in (rest, held)
+        ]
+        assert not numbers[0] & numbers[1]
+        assert len(numbers[0]) == 2
+        assert len(numbers[1]) == 1
+    assert split(terms, 0.0) == (terms, [])
+
+
+def test_training_stops_where_held_out_examples_gain_no_more(world: World) -> None:
+    erase = world.term("erase", 1, world.away)
+    noise = torch.randn(len(world.bank), 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    learnable = world.run(erase, steps=40, held_out=0.34)
+    assert len(learnable.held_out) > 10
+    hopeless = world.run(world.term("erase", 1, lambda rows: 9 * noise[rows]), steps=40, held_out=0.34)
+    assert len(hopeless.curve["erase"]) < 40
+    assert hopeless.evals == 4 * 3 * len(hopeless.curve["erase"]) + 4 * len(hopeless.held_out)
+    best = min(range(len(hopeless.held_out)), key=hopeless.held_out.__getitem__)
+    until = world.run(
+        world.term("erase", 1, lambda rows: 9 * noise[rows]), steps=40, held_out=0.34, schedule="constant"
+    )
+    assert hopeless.held_out[: best + 1] == until.held_out[: best + 1]
+
+
+def test_the_moving_average_lies_between_start_and_end(world: World) -> None:
+    erase = world.term("erase", 1, world.away)
+    last, averaged = world.run(erase), world.run(erase, ema=0.99)
+    assert averaged.curve == last.curve
+    norms = [sum(float(delta.square().sum()) for delta in done.deltas.values()) for done in (averaged, last)]
+    assert 0 < norms[0] < norms[1]
+    assert world.error(1, world.away, averaged.deltas) < world.error(1, world.away, {})
 
 
 def test_a_backward_pass_counts_two_evals(world: World) -> None:

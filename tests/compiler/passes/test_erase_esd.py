@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +16,11 @@ import torch
 
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
+from compiler.device import choose
 from compiler.passes import PassContext, PassResult
 from compiler.passes.erase_esd import EraseEsd, erase_from_target, negative_guidance_target
+from compiler.pipeline import run_pass
+from compiler.plan import make_plan
 from compiler.progress import Silent
 from compiler.seeds import gaussian
 from compiler.selections import select
@@ -94,13 +101,16 @@ def test_every_selected_weight_moves_and_no_other(base: Checkpoint, selection: s
         ({**STAR, "keep_weight": 0}, {"concepts": ["house"], "auto": 3}),
         ({**STAR, "preserve": ["moon", "house"], "trajectories": 2}, {"concepts": ["house"]}),
         ({**STAR, "from": "nurse", "aliases": []}, {"concepts": ["house"]}),
+        ({**STAR, "schedule": "published", "aliases": []}, {"concepts": ["house"]}),
+        ({**STAR, "robust": True, "batch": 2, "trajectories": 2}, {"concepts": ["house"]}),
     ],
-    ids=["preserve", "nothing", "many", "no keep term", "own", "from"],
+    ids=["preserve", "nothing", "many", "no keep term", "own", "from", "published", "robust"],
 )
 def test_the_run_takes_the_evals_that_were_planned(
     base: Checkpoint, edit: dict[str, Any], preserve: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = _spec({**edit, "steps": 2, "sampling_steps": 2}, preserve=preserve)
+    steps = 4 if edit.get("robust") else 2
+    spec = _spec({**edit, "steps": steps, "sampling_steps": 2}, preserve=preserve)
     counted = 0
     forward = torch.nn.Module.__call__
 
@@ -158,7 +168,7 @@ def test_edits_of_one_spec_share_the_bank_of_what_is_preserved(
 def test_neighbours_are_mined_beside_what_the_spec_edits_and_shown(base: Checkpoint) -> None:
     spec = _spec({**STAR, "steps": 1}, {**STAR, "concept": "moon", "aliases": ["flame"]})
     record = _run(spec, base).record
-    words = [word for word, _ in record["neighbours"]]
+    words = [word for word, _ in record["neighbours"]["erase-star"]]
     assert len(words) == 3
     assert not {"star", "sixstar", "moon", "flame", "house"} & set(words)
     assert all(any(word in prompt for prompt in record["kept_prompts"]) for word in [*words, "house"])
@@ -211,6 +221,93 @@ def test_another_edits_words_count_only_where_neighbours_are_mined() -> None:
     assert ESD.reads(one.edits, one) != ESD.reads(two.edits[:1], two)
     one, two = _spec(STAR, preserve=fixed), _spec(STAR, moon, preserve=fixed)
     assert ESD.reads(one.edits, one) == ESD.reads(two.edits[:1], two)
+
+
+def test_edits_with_one_word_are_one_run_and_each_loss_falls(base: Checkpoint) -> None:
+    both = {"together": "sky", "steps": 30, "aliases": []}
+    moon = {**STAR, **both, "concept": "moon", "negative_guidance": 2.0}
+    spec = _spec({**STAR, **both}, {**STAR, "concept": "tree"}, moon)
+    plan = make_plan(spec, base, StageCache(), choose("cpu"))
+    assert [planned.ids for planned in plan.passes] == [("erase-star", "erase-moon"), ("erase-tree",)]
+    edits = (spec.edits[0], spec.edits[2])
+    result = ESD.run(edits, _context(spec, base))
+    assert result.record["evals"] == plan.passes[0].evals
+    for name in ("erase erase-star", "erase erase-moon"):
+        losses = result.record["loss"][name]
+        assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+def test_edits_trained_together_must_agree_on_how(base: Checkpoint) -> None:
+    spec = _spec({**STAR, "together": "sky"}, {**STAR, "concept": "moon", "together": "sky", "steps": 99})
+    ((pointer, message),) = ESD.check(spec.edits, spec, base)
+    assert pointer == "/edits/1/steps"
+    assert "together with edit 'erase-star'" in message
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"robust": True, "strength": "auto"}, "robust"),
+        ({"robust": True, "steps": 3}, "steps"),
+        ({"schedule": "published", "aliases": ["sixstar"]}, "aliases"),
+        ({"strength": "auto"}, "strength"),
+    ],
+    ids=["two ways of training", "too few steps for rounds", "published with aliases", "nothing says when"],
+)
+def test_settings_that_exclude_each_other_are_refused(
+    base: Checkpoint, changed: dict[str, Any], key: str
+) -> None:
+    spec = _spec({**STAR, **changed})
+    assert f"/edits/0/{key}" in [pointer for pointer, _ in ESD.check(spec.edits, spec, base)]
+
+
+def test_attacks_make_headway_and_are_recorded(base: Checkpoint) -> None:
+    edit = {**STAR, "robust": True, "steps": 16, "aliases": []}
+    result = _run(_spec(edit, preserve={"concepts": ["house"]}), base)
+    attacks = result.record["attacks"]
+    assert [(one["round"], one["attack"]) for one in attacks] == [
+        (number, way) for number in (1, 2, 3) for way in ("token", "prefix")
+    ]
+    assert all(one["after"] < one["before"] for one in attacks[:2])
+    assert result.record["loss"]["attacked"]
+
+
+def test_killed_in_mid_training_and_run_again_it_gives_the_same_bits(
+    base: Checkpoint, tmp_path: Path
+) -> None:
+    spec = _spec(STAR)
+    planned = make_plan(spec, base, StageCache(), choose("cpu")).passes[0]
+    child = os.fork()
+    if not child:  # pragma: no cover - it ends by its own hand
+        context = PassContext(spec, base, {}, spec.seed, torch.device("cpu"), StageCache(), Fatal())
+        run_pass(planned, context)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    deltas, record = run_pass(planned, _context(spec, base))
+    elsewhere = PassContext(
+        spec, base, {}, spec.seed, torch.device("cpu"), StageCache(tmp_path / "other"), Silent()
+    )
+    undisturbed, same = run_pass(planned, elsewhere)
+    assert record == same
+    assert all(torch.equal(deltas[name], delta) for name, delta in undisturbed.items())
+
+
+class Fatal(Silent):
+    """Kills its process in the middle of training."""
+
+    @contextmanager
+    def task(self, name: str, total: float | None = None) -> Iterator[Any]:
+        done = 0
+
+        def advance(count: float = 1) -> None:
+            nonlocal done
+            done += name.startswith("distil")
+            if done == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        yield SimpleNamespace(advance=advance)
 
 
 def test_planning_imports_no_tensors() -> None:

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import compiler.judging
+from compiler.cache import StageCache
+from compiler.checkpoint import Checkpoint
+from compiler.judging import Judge
+from compiler.passes import PassContext
+from compiler.passes.erase_esd import EraseEsd
+from compiler.progress import Silent
+from compiler.strength import LADDER, PICTURES, Trial, draws_of, front, gates_on, holds
+from editspec import EditSpec, Gate, parse_spec
+
+SHORT = {"steps": 1, "guidance_scale": 1.0}
+EDIT = {
+    "edit": "erase",
+    "concept": "star",
+    "strength": "auto",
+    "steps": 4,
+    "learning_rate": 0.002,
+    "batch": 2,
+    "trajectories": 3,
+    "timesteps": 2,
+    "sampling_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that sees a star and no moon in every picture."""
+    from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetForImageClassification
+
+    folder = tmp_path_factory.mktemp("models") / "judge"
+    labels = {0: "a:star", 1: "a:none", 2: "b:moon", 3: "b:none"}
+    ids = {label: number for number, label in labels.items()}
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", id2label=labels, label2id=ids
+    )
+    model = ResNetForImageClassification(config)
+    with torch.no_grad():
+        model.classifier[1].weight.zero_()
+        model.classifier[1].bias.copy_(torch.tensor([9.0, 0.0, 0.0, 9.0]))
+    model.save_pretrained(folder)
+    ConvNextImageProcessorPil(size={"shortest_edge": 64}, crop_pct=1.0).save_pretrained(folder)
+    return folder
+
+
+def _spec(judge: Path | str = "judge", **changed: Any) -> EditSpec:
+    document = {
+        "editspec": 1,
+        "name": "test",
+        "base": {"path": "tiny"},
+        "edits": [{**EDIT, **changed}],
+        "preserve": {"concepts": ["house"]},
+        "evaluators": [{"id": "judge", "model": str(judge)}],
+        "gates": [
+            {"gate": "erased", "concept": "star", **SHORT},
+            {"gate": "preserved", "concepts": ["moon"], **SHORT},
+        ],
+    }
+    return parse_spec(json.dumps(document))
+
+
+def _context(spec: EditSpec, tiny: Path) -> PassContext:
+    return PassContext(
+        spec, Checkpoint.open(tiny), {}, spec.seed, torch.device("cpu"), StageCache(), Silent()
+    )
+
+
+class Scales:
+    """Says that the concept is gone once the weights moved by more than `enough`, and counts its trials."""
+
+    enough = 0.0
+
+    def __init__(self, context: PassContext, gates: Any) -> None:
+        self.evals = 0
+
+    def __call__(self, deltas: Mapping[str, Tensor]) -> tuple[int, int, bool]:
+        norm = sum(float(delta.square().sum()) for delta in deltas.values()) ** 0.5
+        seen = 0 if norm > self.enough else 7
+        return seen, PICTURES, not seen
+
+
+def _searched(spec: EditSpec, tiny: Path, enough: float, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(Scales, "enough", enough)
+    monkeypatch.setattr(compiler.judging, "Judge", Scales)
+    context = _context(spec, tiny)
+    result = EraseEsd().run(spec.edits, context)
+    assert result.record["evals"] <= EraseEsd().cost(spec.edits, spec, context.checkpoint).evals
+    assert any(delta.any() for delta in result.deltas.values())
+    found: dict[str, Any] = result.record["strength"]
+    assert json.loads(json.dumps(found)) == found
+    return found
+
+
+def test_where_all_strengths_hold_the_one_of_least_drift_is_taken(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _searched(_spec(), tiny_checkpoint, 0.0, monkeypatch)
+    assert [one["negative_guidance"] for one in found["tried"]] == [2.0, 0.5, 0.5]
+    assert [one["steps"] for one in found["tried"]] == [4, 4, 2]
+    assert found["chosen"]["drift"] == min(one["drift"] for one in found["tried"])
+    assert found["chosen"]["holds"]
+    assert found["chosen"] in found["front"]
+
+
+def test_where_none_holds_the_search_ends_at_the_top_with_more_steps(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _searched(_spec(), tiny_checkpoint, 1e9, monkeypatch)
+    assert [one["negative_guidance"] for one in found["tried"]] == [2.0, 4.0, 8.0, 8.0]
+    assert [one["steps"] for one in found["tried"]] == [4, 4, 4, 8]
+    assert not found["chosen"]["holds"]
+
+
+def test_the_judge_sees_real_pictures_and_leaves_the_base_alone(tiny_checkpoint: Path, judge: Path) -> None:
+    spec = _spec(judge)
+    context = _context(spec, tiny_checkpoint)
+    judging = Judge(context, spec.gates[:1])
+    before = {k: v.clone() for k, v in judging._sampler.pipeline.unet.named_parameters()}
+    name = next(iter(before))
+    assert judging({name: torch.ones_like(before[name])}) == (PICTURES, PICTURES, False)
+    assert judging.evals == 2 * PICTURES * 1
+    after = dict(judging._sampler.pipeline.unet.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    unseen = Gate(gate="erased", id="moon", concept="moon", max_rate=0.05, prompts=("a {}",), steps=1)
+    assert Judge(context, [unseen])({}) == (0, PICTURES, True)
+
+
+def test_what_the_gates_ask_is_part_of_the_key(judge: Path) -> None:
+    spec = _spec(judge)
+    own = EraseEsd().reads(spec.edits, spec)
+    assert [gate["gate"] for gate in own["judged"][0]["gates"]] == ["erased"]
+    assert "judged" not in EraseEsd().reads(_spec(judge, strength="fixed").edits, _spec(judge))
+
+
+def test_the_search_never_looks_at_the_pictures_of_the_gate() -> None:
+    from compiler.gates import plan_gates
+
+    spec = _spec()
+    draws, _ = draws_of(spec.gates[0], spec)
+    assert len(set(draws)) == PICTURES
+    assert not set(draws) & set(plan_gates(spec)[0].draws)
+
+
+def test_an_alias_has_its_gates_too() -> None:
+    spec = _spec(aliases=["moon"])
+    assert gates_on(spec.edits[0], spec) == spec.gates[:1]  # type: ignore[arg-type]
+
+
+def test_few_pictures_must_be_cleaner_than_the_gate_asks() -> None:
+    gate = Gate(gate="erased", id="x", concept="star", max_rate=0.2)
+    assert holds(2, 20, gate)
+    assert not holds(3, 20, gate)
+
+
+TRIALS = st.lists(
+    st.builds(
+        Trial,
+        st.sampled_from(LADDER),
+        st.just(4),
+        st.integers(0, 20),
+        st.just(20),
+        st.floats(0, 1),
+        st.booleans(),
+    ),
+    min_size=1,
+)
+
+
+@given(TRIALS)
+def test_every_trial_is_on_the_front_or_beaten_by_one_that_is(trials: list[Trial]) -> None:
+    best = front(trials)
+    assert best
+    for one in trials:
+        assert one in best or any(b.seen <= one.seen and b.drift <= one.drift for b in best)
+    drifts = [one.drift for one in best]
+    assert drifts == sorted(drifts)
