@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,15 +30,9 @@ class Judge:
 
     def __call__(self, deltas: Mapping[str, Tensor]) -> tuple[int, int, bool]:
         """(pictures in which the concept is seen, pictures, whether every gate promises to hold)."""
-        weights = dict(self._sampler.pipeline.unet.named_parameters())
-        changes = added(self._context.upstream, deltas)
-        before = {name: weights[name].detach().clone() for name in changes}
         seen = pictures = 0
         held = True
-        try:
-            with torch.no_grad():
-                for name, change in changes.items():
-                    weights[name].add_(change.to(weights[name].device, weights[name].dtype))
+        with changed(self._sampler.pipeline.unet, added(self._context.upstream, deltas)):
             for gate in self._gates:
                 draws, sampling = draws_of(gate, self._context.spec)
                 images = self._sampler.images(
@@ -47,8 +42,20 @@ class Judge:
                 held &= holds(found, len(draws), gate)
                 seen, pictures = seen + found, pictures + len(draws)
                 self.evals += 2 * len(draws) * sampling.steps
-        finally:
-            with torch.no_grad():
-                for name, weight in before.items():
-                    weights[name].copy_(weight)
         return seen, pictures, held
+
+
+@contextmanager
+def changed(unet: torch.nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the U-Net has these changes (fp32, by name), rounded to its type; then its own weights again."""
+    weights = dict(unet.named_parameters())
+    before = {name: weights[name].detach().clone() for name in changes}
+    try:
+        with torch.no_grad():
+            for name, change in changes.items():
+                weights[name].copy_(before[name].float() + change.to(before[name].device))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in before.items():
+                weights[name].copy_(weight)

@@ -15,6 +15,7 @@ all matrices.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -135,8 +136,8 @@ def come_back(gram: Tensor, text_map: Tensor, columns: Tensor, found: Tensor) ->
     """
     left = found + text_map @ found - columns.double()
     moved = text_map @ columns.double()
-    energy = [float((part * (gram @ part)).sum()) for part in (left, moved)]
-    return 1.0 - (max(energy[0], 0.0) / max(energy[1], 1e-30)) ** 0.5
+    still, all_of_it = (float((part * (gram @ part)).sum()) for part in (left, moved))
+    return 1.0 - math.sqrt(max(still, 0.0) / max(all_of_it, 1e-30))
 
 
 def free_of(columns: Tensor, basis: Tensor | None) -> Tensor:
