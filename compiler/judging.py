@@ -47,7 +47,7 @@ class Judge:
 
 @contextmanager
 def changed(unet: torch.nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, the U-Net has these changes (fp32, by name), rounded to its type; then its own weights again."""
+    """Inside, the U-Net has these changes (fp32, by name), rounded to its type; then its own again."""
     weights = dict(unet.named_parameters())
     before = {name: weights[name].detach().clone() for name in changes}
     try:
