@@ -226,7 +226,7 @@ def test_another_edits_words_count_only_where_neighbours_are_mined() -> None:
 def test_edits_with_one_word_are_one_run_and_each_loss_falls(base: Checkpoint) -> None:
     both = {"together": "sky", "steps": 30, "aliases": []}
     moon = {**STAR, **both, "concept": "moon", "negative_guidance": 2.0}
-    spec = _spec({**STAR, **both}, {**STAR, "concept": "tree"}, moon)
+    spec = _spec({**STAR, **both}, {**STAR, "concept": "tree", "aliases": []}, moon)
     plan = make_plan(spec, base, StageCache(), choose("cpu"))
     assert [planned.ids for planned in plan.passes] == [("erase-star", "erase-moon"), ("erase-tree",)]
     edits = (spec.edits[0], spec.edits[2])
@@ -238,7 +238,8 @@ def test_edits_with_one_word_are_one_run_and_each_loss_falls(base: Checkpoint) -
 
 
 def test_edits_trained_together_must_agree_on_how(base: Checkpoint) -> None:
-    spec = _spec({**STAR, "together": "sky"}, {**STAR, "concept": "moon", "together": "sky", "steps": 99})
+    moon = {**STAR, "concept": "moon", "aliases": [], "together": "sky", "steps": 99}
+    spec = _spec({**STAR, "together": "sky"}, moon)
     ((pointer, message),) = ESD.check(spec.edits, spec, base)
     assert pointer == "/edits/1/steps"
     assert "together with edit 'erase-star'" in message
