@@ -219,10 +219,12 @@ def _student_prompts(edit: Erase, own: BankRequest) -> dict[str, list[str]]:
 def _keep_requests(
     group: Sequence[Erase], spec: EditSpec, neighbours: Mapping[str, Sequence[str]]
 ) -> list[BankRequest]:
-    """What all edits of a run keep, each bank once. Counts do not depend on what was mined."""
+    """What all edits of a run keep; the spec's preserved concepts once. Counts do not depend on mining."""
     found: list[BankRequest] = []
     for edit in group:
-        found += [one for one in keep_requests(edit, spec, neighbours[edit.id]) if one not in found]
+        requests = keep_requests(edit, spec, neighbours[edit.id])
+        shared = 1 if spec.preserve.concepts and requests else 0
+        found += [one for one in requests[:shared] if one not in found] + requests[shared:]
     return found
 
 

@@ -154,7 +154,7 @@ def test_the_search_never_looks_at_the_pictures_of_the_gate() -> None:
 
 
 def test_an_alias_has_its_gates_too() -> None:
-    spec = _spec(aliases=["moon"])
+    spec = _spec(concept="ring", aliases=["star"])
     assert gates_on(spec.edits[0], spec) == spec.gates[:1]  # type: ignore[arg-type]
 
 
