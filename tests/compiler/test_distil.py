@@ -154,16 +154,11 @@ def test_held_out_trajectories_are_never_trained_on(world: World) -> None:
 def test_training_stops_where_held_out_examples_gain_no_more(world: World) -> None:
     erase = world.term("erase", 1, world.away)
     noise = torch.randn(len(world.bank), 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    learnable = world.run(erase, steps=40, held_out=0.34)
+    learnable = world.run(erase, steps=20, held_out=0.34)
     assert len(learnable.held_out) > 10
     hopeless = world.run(world.term("erase", 1, lambda rows: 9 * noise[rows]), steps=40, held_out=0.34)
     assert len(hopeless.curve["erase"]) < 40
     assert hopeless.evals == 4 * 3 * len(hopeless.curve["erase"]) + 4 * len(hopeless.held_out)
-    best = min(range(len(hopeless.held_out)), key=hopeless.held_out.__getitem__)
-    until = world.run(
-        world.term("erase", 1, lambda rows: 9 * noise[rows]), steps=40, held_out=0.34, schedule="constant"
-    )
-    assert hopeless.held_out[: best + 1] == until.held_out[: best + 1]
 
 
 def test_the_moving_average_lies_between_start_and_end(world: World) -> None:
