@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from compiler.bank_request import BankRequest, SampledEdit
 from editspec import Ablate, Erase
-from editspec.templates import TEMPLATES, Kind, fill
+from editspec.templates import TEMPLATES, fill
 
 if TYPE_CHECKING:
     from compiler.bank import Bank
