@@ -41,11 +41,6 @@ class Teacher:
         """The base's U-Net, fp32, on the build's device; without upstream changes."""
         return build_unet(self._context.checkpoint, self._context.device)
 
-    @property
-    def seed(self) -> int:
-        """The spec's seed."""
-        return self._context.seed
-
     @cached_property
     def scheduler(self) -> Scheduler:
         """The base's scheduler."""
