@@ -60,13 +60,13 @@ def lock_record(spec: EditSpec, checkpoint: Checkpoint, plan: Plan) -> dict[str,
             "license": licence.pop("base"),
         },
         "license": licence,
-        "inputs": _inputs(spec),
+        "inputs": input_digests(spec),
         "libraries": dict(plan.libraries),
         "device": {"class": plan.device.device_class, "threads": torch.get_num_threads()},
     }
 
 
-def _inputs(spec: EditSpec) -> dict[str, str]:
+def input_digests(spec: EditSpec) -> dict[str, str]:
     """sha256 of every file that an edit reads (imported vectors, images), by edit and place as published."""
     from compiler.digests import file_digest
 
