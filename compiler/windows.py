@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from editspec import Shift
 from editspec.errors import InputError, quoted
 from editspec.templates import TEMPLATES, fill
 
@@ -90,10 +91,23 @@ def _prompts(spec: EditSpec, gates: Sequence[GatePlan]) -> Iterator[tuple[str, s
             yield from (
                 (f"{spec.pointer(edit)}/{key}", fill(one, name)) for name in names for one in templates
             )
+        yield from ((f"{spec.pointer(edit)}/{key}", prompt) for key, prompt in _whole_prompts(edit))
     for number, concept in enumerate(spec.preserve.concepts):
         yield from ((f"/preserve/concepts/{number}", fill(template, concept)) for template in used)
     for plan in gates:
         yield from ((spec.pointer(plan.gate), draw.prompt) for draw in plan.draws)
+
+
+def _whole_prompts(edit: Edit) -> Iterator[tuple[str, str]]:
+    """What a shift is learned on, which goes into no template: key in the spec, and the prompt."""
+    if not isinstance(edit, Shift):
+        return
+    yield from ((f"prompts/{number}", prompt) for number, prompt in enumerate(edit.prompts))
+    for number, direction in enumerate(edit.directions):
+        place = "direction" if len(edit.directions) == 1 else f"direction/{number}"
+        for key in ("prompt", "base_prompt", "negative_prompt"):
+            if prompt := getattr(direction, key):
+                yield f"{place}/{key}", prompt
 
 
 def _names(edit: Edit) -> Iterator[tuple[str, tuple[str, ...]]]:

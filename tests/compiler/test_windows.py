@@ -53,6 +53,20 @@ def test_a_template_counts_too(tiny_checkpoint: Path) -> None:
     assert [where for where, _ in found(tiny_checkpoint, edit=edit)] == ["/edits/0/concept"]
 
 
+def test_what_a_shift_is_learned_on_counts_too(tiny_checkpoint: Path) -> None:
+    long = LONG.strip()
+    directions = [
+        {"prompt": "a red star", "negative_prompt": long},
+        {"prompt": long, "base_prompt": "a star"},
+    ]
+    edit = {"edit": "shift", "direction": directions, "prompts": ["a moon", long]}
+    document = {"editspec": 1, "name": "t", "base": {"path": str(tiny_checkpoint)}, "edits": [edit]}
+    spec = parse_spec(json.dumps(document))
+    refused = [where for where, _, _ in too_long(spec, Checkpoint.open(tiny_checkpoint), ())]
+    places = ("prompts/1", "direction/0/negative_prompt", "direction/1/prompt")
+    assert refused == [f"/edits/0/{place}" for place in places]
+
+
 def test_the_window_is_as_wide_as_what_the_base_reads(tiny_checkpoint: Path) -> None:
     window = _Window(Checkpoint.open(tiny_checkpoint))
     just = " ".join(["red"] * 14)
