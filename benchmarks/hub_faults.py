@@ -1,7 +1,7 @@
 """Publishing through a failing Hub: seeded faults at random requests of a push, by the true client.
 
 Each round begins with a published build in the repository. A push of the next build meets one fault, of a
-random kind at a random request; some last for one request, some until the push gives up. Then the server is
+random kind at a random request of a random step; some last for one request, some until the push gives up. Then the server is
 looked at: the branch must hold the old build or the whole new one, and a tag of the new build only that. Then
 the push is repeated without faults and must end in exactly the new build's files, one commit and one tag.
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 import time
@@ -47,6 +48,11 @@ def requests_of_a_push(old: Path, new: Path) -> list[str]:
         return list(hub.requests)
 
 
+def step_of(request: str) -> str:
+    """What a request is for, whatever it is about: so that one commit is met as often as many parts are."""
+    return re.sub(r"[0-9a-f]{40,}(?=/|$)", "*", re.sub(r"/\d+$", "/*", request))
+
+
 def where_it_bites(kind: str, requests: list[str]) -> list[int]:
     """The requests of a push at which a fault of this kind makes a difference."""
     if kind == "conflict":  # someone else's commit is to the repository that the request is about
@@ -59,7 +65,9 @@ def where_it_bites(kind: str, requests: list[str]) -> list[int]:
 def one_round(number: int, draws: random.Random, old: Path, new: Path, requests: list[str]) -> dict[str, Any]:
     """One fault, what was visible after it, and where the repeated push ended."""
     kind = draws.choice(sorted(FAULTS))
-    after = draws.choice(where_it_bites(kind, requests))
+    bites = where_it_bites(kind, requests)
+    step = draws.choice(sorted({step_of(requests[number]) for number in bites}))
+    after = draws.choice([number for number in bites if step_of(requests[number]) == step])
     times = draws.choice((1, 1, 10**6)) if kind in LASTING else 1
     with LocalHub(part_bytes=PARTS) as hub:
         os.environ["HF_ENDPOINT"] = hub.endpoint
