@@ -1,9 +1,10 @@
 """Publishing through a failing Hub: seeded faults at random requests of a push, by the true client.
 
 Each round begins with a published build in the repository. A push of the next build meets one fault, of a
-random kind at a random request of a random step; some last for one request, some until the push gives up. Then the server is
-looked at: the branch must hold the old build or the whole new one, and a tag of the new build only that. Then
-the push is repeated without faults and must end in exactly the new build's files, one commit and one tag.
+random kind at a random request of a random step; some last for one request, some until the push gives up.
+Then the server is looked at: every commit must hold the old build or the whole new one, and a tag of the new
+build only that. Then the push is repeated without faults and must end in exactly the new build's files, one
+commit and one tag.
 
 Usage: python benchmarks/hub_faults.py [--faults 50] [--seed 7] [--json]
 """
