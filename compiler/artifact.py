@@ -20,6 +20,7 @@ PLAN = "provenance/plan.json"
 EDITS = "provenance/edits.json"
 GATES = "provenance/gates.json"
 DELTAS = "provenance/deltas.safetensors"
+PARTS = "provenance/parts.safetensors"  # where several runs moved one tensor: each one's own change
 GRID = "provenance/grid.png"
 MANIFEST = "provenance/manifest.json"
 ATTESTATIONS = "provenance/attestations.intoto.jsonl"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,21 @@ def added(upstream: Mapping[str, torch.Tensor], deltas: Mapping[str, torch.Tenso
     for name, delta in deltas.items():
         total[name] = total[name] + delta if name in total else delta
     return total
+
+
+def parts(runs: Sequence[Mapping[str, torch.Tensor]]) -> Deltas:
+    """Each run's own change of every tensor that several runs moved, as `<run>.<tensor>`, runs from 0.
+
+    A tensor that one run moved has that run's change as its total. A sum of floats cannot be taken apart
+    again, so without these no single edit could be subtracted exactly.
+    """
+    movers = Counter(name for run in runs for name in run)
+    return {
+        f"{number}.{name}": delta
+        for number, run in enumerate(runs)
+        for name, delta in run.items()
+        if movers[name] > 1
+    }
 
 
 def statistics(name: str, delta: torch.Tensor, before: torch.Tensor) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Stages, each followed by its check; what is costly is cached under a digest of a
 2. plan                     passes in order, targets, gates and their sample sizes: plan.json
 3. run the passes           only declared targets moved, shapes and types as in the base, all finite
 4. link                     base files + changes -> plain checkpoint; the base is still what was pinned
-5. write the provenance     editspec, lock, plan, edits, deltas
+5. write the provenance     editspec, lock, plan, edits, deltas and their parts
 6. prove                    the gates measure the linked checkpoint: gates.json
 7. finish                   what others add: model card, manifest
 8. deliver                  one rename, to the output path or, where a gate failed, to `rejected/`
@@ -17,6 +17,7 @@ Linking is not cached: storing its result would write as many bytes as linking a
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,9 +81,9 @@ def compile_spec(
             out, force=force, base=checkpoint.root, needed_bytes=_bytes_of(checkpoint, plan)
         )
         with output.building() as built:
-            deltas, records = run_passes(spec, checkpoint, plan, cache, progress)
+            deltas, parts, records = run_passes(spec, checkpoint, plan, cache, progress)
             report = link_checkpoint(checkpoint, plan, deltas, built, progress)
-            write_provenance(built, spec, checkpoint, plan, deltas, records, report)
+            write_provenance(built, spec, checkpoint, plan, deltas, parts, records, report)
             failed = prove(built, spec, checkpoint, device, cache, progress, mined_words(records))
             for callback in finish:
                 callback(built)
@@ -94,12 +95,13 @@ def compile_spec(
 
 def run_passes(
     spec: EditSpec, checkpoint: Checkpoint, plan: Plan, cache: StageCache, progress: Progress
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """All changes of all passes, fp32 by U-Net name, and one record for each run, in plan order."""
-    from compiler.deltas import added
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[dict[str, Any]]]:
+    """All changes, fp32 by U-Net name; their parts where runs share a tensor; a record of each run."""
+    from compiler import deltas as changed
     from compiler.seeds import reproducible
 
     changes: dict[str, Tensor] = {}
+    runs: list[dict[str, Tensor]] = []
     records: list[dict[str, Any]] = []
     torch_device = plan.device.open()
     shared: dict[str, Any] = {}  # the text encoder, loaded once
@@ -109,10 +111,11 @@ def run_passes(
                 spec, checkpoint, changes, spec.seed, torch_device, cache, progress, _shared=shared
             )
             deltas, record = run_pass(planned, context)
-            changes = added(changes, deltas)
+            changes = changed.added(changes, deltas)
+            runs.append(deltas)
             records.append(record)
             task.advance()
-    return changes, records
+    return changes, changed.parts(runs), records
 
 
 def run_pass(planned: PlannedPass, context: PassContext) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -163,6 +166,7 @@ def write_provenance(
     checkpoint: Checkpoint,
     plan: Plan,
     deltas: Mapping[str, Tensor],
+    parts: Mapping[str, Tensor],
     records: Sequence[Mapping[str, Any]],
     report: LinkReport,
 ) -> None:
@@ -174,6 +178,8 @@ def write_provenance(
     built.write(layout.PLAN, plan.as_dict())
     built.write(layout.EDITS, edits_record(checkpoint, deltas, records, report))
     save(deltas, built.path(layout.DELTAS))
+    if parts:
+        save(parts, built.path(layout.PARTS))
 
 
 def prove(
@@ -199,6 +205,8 @@ def prove(
 def _bytes_of(checkpoint: Checkpoint, plan: Plan) -> int:
     """Room that the artifact takes: the base's files again, fp32 changes, and some."""
     files = sum((checkpoint.root / name).stat().st_size for name in checkpoint.files())
-    targets = {name for planned in plan.passes for name in planned.targets}
+    movers = Counter(name for planned in plan.passes for name in planned.targets)
     entries = checkpoint.weights("unet").entries
-    return files + 4 * sum(entries[name].parameters for name in targets) + ROOM_BESIDE_BASE
+    # The total of each tensor, and where several runs move it the part of each.
+    stored = sum(entries[name].parameters * (1 if n == 1 else 1 + n) for name, n in movers.items())
+    return files + 4 * stored + ROOM_BESIDE_BASE

@@ -1,4 +1,4 @@
-"""Adds a build: stores those of its bytes that are not there yet, then enters it in the index in one transaction.
+"""Adds a build: stores those of its bytes that are new, then enters it in the index in one transaction.
 
 Killed before that transaction, nothing is entered; the blobs that were stored already are taken up by the
 next attempt or removed by `gc`.
@@ -32,7 +32,7 @@ BATCH_BYTES = 64 * 2**20  # of blobs that are hashed before the index is asked w
 
 @dataclass(frozen=True)
 class Added:
-    """What became of a build: `new` is False where it was there already. Bytes: its own, and those stored for it."""
+    """`new` is False where the build was there already. Bytes: its own `size`, and those `stored` for it."""
 
     build: str
     new: bool
@@ -41,7 +41,12 @@ class Added:
 
 
 def add(
-    registry: Registry, folder: Path, *, name: str | None = None, by: str = "", progress: Progress | None = None
+    registry: Registry,
+    folder: Path,
+    *,
+    name: str | None = None,
+    by: str = "",
+    progress: Progress | None = None,
 ) -> Added:
     """Add the artifact or plain checkpoint in `folder` as a candidate.
 
@@ -140,9 +145,7 @@ def _enter(session: Session, description: Description, writer: _Writer, by: str)
     return new
 
 
-def enter_bytes(
-    connection: Connection, files: dict[str, dict[str, Any]], stored: dict[str, int]
-) -> None:
+def enter_bytes(connection: Connection, files: dict[str, dict[str, Any]], stored: dict[str, int]) -> None:
     """Let the index know of files and blobs that the store now holds."""
     index.insert_new(connection, blobs, [{"sha256": name, "size": stored[name]} for name in sorted(stored)])
     index.insert_new(connection, contents, [files[name] for name in sorted(files)])

@@ -36,7 +36,7 @@ class BlobStore:
     """The blobs below `url`: a folder's path, `file://...` or `s3://bucket/prefix`.
 
     A bucket's address and keys are those of its usual environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...),
-    so no secret is ever in a URL. Every method raises `InputError` where the store refuses or is out of reach.
+    so no secret is ever in a URL. Every method raises `InputError` where the store refuses or is away.
     """
 
     def __init__(self, url: str) -> None:
@@ -77,7 +77,9 @@ class BlobStore:
         """The blobs in this order, a few read ahead. Raises `Damaged`."""
         wanted = iter(digests)
         with ThreadPoolExecutor(THREADS) as pool:
-            running = [pool.submit(self.get, digest) for _, digest in zip(range(THREADS), wanted, strict=False)]
+            running = [
+                pool.submit(self.get, digest) for _, digest in zip(range(THREADS), wanted, strict=False)
+            ]
             while running:
                 data = running.pop(0).result()
                 if (digest := next(wanted, None)) is not None:

@@ -1,4 +1,4 @@
-"""Verifies builds in the registry: histories, lists of files, and every byte that the store holds for them."""
+"""Verifies builds in the registry: histories, lists of files, and every byte that the store holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index's database: SQLite in a file or PostgreSQL by URL; transactions, and the lock between `gc` and writers."""
+"""The index's database, SQLite or PostgreSQL: transactions, and the lock between `gc` and writers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Database:
 
     @contextlib.contextmanager
     def alone(self, patience: float) -> Iterator[Session]:
-        """Keep every `shared` out. `InputError` where others are at work for longer than `patience` seconds."""
+        """Keep every `shared` out. `InputError` where others are at work for over `patience` seconds."""
         with self._locked(alone=True, patience=patience) as session:
             yield session
 
@@ -105,7 +105,9 @@ class Database:
             raise  # what it means, its caller knows
         except DBAPIError as error:
             what = str(error.orig).strip().partition("\n")[0]
-            raise InputError(self.name, f"the index fails: {what}", "check that it runs and may be used") from error
+            raise InputError(
+                self.name, f"the index fails: {what}", "check that it runs and may be used"
+            ) from error
 
     @property
     def _file(self) -> Path:
@@ -120,7 +122,9 @@ class Database:
             engine = create_engine(self._url, poolclass=NullPool, connect_args={"timeout": _BUSY_SECONDS})
         except ImportError as error:
             remedy = "pip install 'excise[registry]'"
-            raise InputError(self.name, f"needs the package {error.name}, which is not here", remedy) from error
+            raise InputError(
+                self.name, f"needs the package {error.name}, which is not here", remedy
+            ) from error
         event.listen(engine, "connect", _begin_by_hand)
         event.listen(engine, "begin", _begin)
         return engine

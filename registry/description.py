@@ -1,4 +1,4 @@
-"""What a folder is, for the registry: its files by digest, what it was built from, and whether its gates held."""
+"""What a folder is, for the registry: its files by digest, what it was built from, how its gates went."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from compiler.artifact import GATES, LOCK, SPEC, Artifact, is_artifact
 from compiler.checkpoint import Checkpoint
 from compiler.digests import file_digests
 from editspec.errors import GateFailed
+from exporters.inventory import Inventory
 from registry.manifest import check_manifest
 
 ARTIFACT, BASE = "artifact", "base"
-DOWNLOADED = (".gitattributes", ".cache/")  # the Hub client's bookkeeping, never part of what was built
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def describe(folder: Path, name: str | None = None) -> Description:
         found = "\n  ".join(f"{difference.path} is {difference.what}" for difference in differences[:10])
         raise GateFailed(f"{folder} is not as it was built:\n  {found}")
     lock, spec, gates = artifact.read(LOCK), artifact.read(SPEC), artifact.read(GATES)
-    files = _files(folder, [path for path in artifact.files() if not path.startswith(DOWNLOADED)])
+    files = _inventoried(folder)
     derived = lock.get("derived", {})
     base = lock["base"]
     return Description(
@@ -99,13 +99,16 @@ def build_digest(digests: Mapping[str, str]) -> str:
 
 def digest_of(folder: Path) -> str:
     """The build digest of an artifact's folder as it lies there."""
-    paths = [path for path in Artifact.open(folder).files() if not path.startswith(DOWNLOADED)]
-    return build_digest({file.path: file.sha256 for file in _files(folder, paths)})
+    return build_digest(Inventory.of(Artifact.open(folder).folder).digests())
 
 
 def _base(folder: Path, name: str | None) -> Description:
     checkpoint = Checkpoint.open(folder)
-    files = _files(folder, list(checkpoint.files()))
+    digests = file_digests(folder / path for path in checkpoint.files())
+    files = tuple(
+        StoredFile(path, (folder / path).stat().st_size, digests[folder / path])
+        for path in checkpoint.files()
+    )
     return Description(
         build=build_digest({file.path: file.sha256 for file in files}),
         kind=BASE,
@@ -121,8 +124,8 @@ def _base(folder: Path, name: str | None) -> Description:
     )
 
 
-def _files(folder: Path, paths: list[str]) -> tuple[StoredFile, ...]:
-    digests = file_digests(folder / path for path in paths)
+def _inventoried(folder: Path) -> tuple[StoredFile, ...]:
+    inventory = Inventory.of(folder)
     return tuple(
-        StoredFile(path, (folder / path).stat().st_size, digests[folder / path]) for path in sorted(paths)
+        StoredFile(path, inventory.files[path], digest) for path, digest in inventory.digests().items()
     )

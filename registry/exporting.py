@@ -1,4 +1,4 @@
-"""Exports builds into another registry, which may be new: bytes, records and histories, event by event as they are."""
+"""Exports builds into another registry, which may be new: bytes, records, and histories as they are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECORDS = "records.jsonl"
 
 @dataclass(frozen=True)
 class Exported:
-    """How many builds the target has now from us, how many of them were new to it, and bytes written for them."""
+    """How many builds were exported, how many of them were new there, and bytes written for them."""
 
     builds: int
     new: int
@@ -39,25 +39,28 @@ def export(
     Raises `InputError` where a build has another history there, `GateFailed` for damaged bytes.
     """
     new = stored = 0
-    with source.database.shared(), target.database.shared() as session:
-        with (progress or Silent()).task("export", sum(entry.size for entry in entries)) as task:
-            for entry in entries:
-                files, history = source.files(entry), source.history(entry)
-                try:
-                    needed, blobs, written = _copied(source, target, files)
-                except Damaged as error:
-                    raise GateFailed(f"{entry.build[:12]} cannot be exported: {error}") from error
-                stored += written
-                with session.writing() as connection:
-                    new += index.insert_build(connection, _description(entry, files))
-                    enter_bytes(connection, needed, blobs)
-                    there = [event for event, _ in index.history_of(connection, entry.build)]
-                    if there != history[: len(there)]:
-                        what = "has another history in the target"
-                        raise InputError(entry.build[:12], what, "export into a new registry")
-                    for event in history[len(there) :]:
-                        index.insert_event(connection, event)
-                task.advance(entry.size)
+    with (
+        source.database.shared(),
+        target.database.shared() as session,
+        (progress or Silent()).task("export", sum(entry.size for entry in entries)) as task,
+    ):
+        for entry in entries:
+            files, history = source.files(entry), source.history(entry)
+            try:
+                needed, blobs, written = _copied(source, target, files)
+            except Damaged as error:
+                raise GateFailed(f"{entry.build[:12]} cannot be exported: {error}") from error
+            stored += written
+            with session.writing() as connection:
+                new += index.insert_build(connection, _description(entry, files))
+                enter_bytes(connection, needed, blobs)
+                there = [event for event, _ in index.history_of(connection, entry.build)]
+                if there != history[: len(there)]:
+                    what = "has another history in the target"
+                    raise InputError(entry.build[:12], what, "export into a new registry")
+                for event in history[len(there) :]:
+                    index.insert_event(connection, event)
+            task.advance(entry.size)
     return Exported(len(entries), new, stored)
 
 

@@ -1,4 +1,4 @@
-"""The life of a build: candidate, released, withdrawn; every step is an event that binds the one before it."""
+"""The life of a build: candidate, released, withdrawn; every step is an event that binds those before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions to the index and additions to it; each takes a connection, so that several make one transaction."""
+"""Questions to the index and additions to it, on a connection, so that several make one transaction."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def entries(connection: Connection, *conditions: Any) -> list[Entry]:
 def find(connection: Connection, reference: str) -> Entry:
     """The build that `reference` names: a digest, its first digits, or a name.
 
-    A name means its newest released build, or its only one. Raises `InputError` where that is not exactly one.
+    A name means its newest released build, or its only one. Raises `InputError` where that is not one.
     """
     text = reference.strip().lower()
     if len(text) >= SHORTEST_PREFIX and set(text) <= set("0123456789abcdef"):
@@ -135,7 +135,7 @@ def insert_event(connection: Connection, event: Event) -> None:
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> int:
     """Insert the rows whose key is not there yet; how many those were.
 
-    Callers give rows in the order of their keys: two PostgreSQL writers then never wait for each other in a ring.
+    Callers give rows in the order of their keys: then two writers never wait for each other in a ring.
     """
     if not rows:
         return 0
@@ -176,4 +176,3 @@ def stored_bytes(connection: Connection) -> int:
 def _event(row: Row[Any]) -> tuple[Event, str]:
     *fields, digest = row
     return Event(*fields), digest
-

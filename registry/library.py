@@ -1,4 +1,4 @@
-"""A registry: its index and its store together; what it holds, what came from what, and the state of each build."""
+"""A registry, index and store together: what it holds, what came from what, and the state of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from registry.database import Database
 from registry.description import StoredFile
 from registry.history import RELEASED, Event, following
 from registry.index import Entry
-from registry.tables import builds, events
+from registry.tables import builds
 
 _ATTEMPTS = 5  # each one lost means that another process took the step before us
 
@@ -34,7 +34,7 @@ class Ancestry:
 
 
 class Registry:
-    """Builds by digest. Several processes may use one registry at once; see `Database` for what keeps order."""
+    """Builds by digest. Several processes may use one registry at once; `Database` keeps order."""
 
     def __init__(self, database: Database, store: BlobStore) -> None:
         self.database = database

@@ -1,4 +1,4 @@
-"""Pulls a build: puts its files together again, bit by bit as they were added, and checks every digest on the way."""
+"""Pulls a build: puts its files together again as they were added, and checks every digest on the way."""
 
 from __future__ import annotations
 
@@ -98,4 +98,6 @@ def _require_available(entry: Entry, withdrawn: bool) -> None:
     if entry.state == DROPPED:
         raise GateFailed(f"{entry.build[:12]} was withdrawn and its bytes were removed: {entry.reason}")
     if entry.state == WITHDRAWN and not withdrawn:
-        raise GateFailed(f"{entry.build[:12]} was withdrawn: {entry.reason} (--withdrawn takes it all the same)")
+        raise GateFailed(
+            f"{entry.build[:12]} was withdrawn: {entry.reason} (--withdrawn takes it all the same)"
+        )

@@ -24,7 +24,7 @@ _BATCH = 500
 
 @dataclass(frozen=True)
 class Swept:
-    """What was (or with a dry run would be) removed, what stays, and the withdrawn builds that lost their bytes."""
+    """What was (in a dry run: would be) removed, what stays, and withdrawn builds without bytes now."""
 
     removed: int
     removed_bytes: int
@@ -44,7 +44,7 @@ def sweep(
 ) -> Swept:
     """Remove every blob that no build needs; with `withdrawn` the bytes of withdrawn builds too.
 
-    The records and histories of those stay for ever. Waits up to `patience` seconds for those who add or pull,
+    The records and histories of those stay. Waits up to `patience` seconds for those who add or pull,
     then `InputError`. `GateFailed`, and nothing removed, where a recipe is damaged: what it needs is unknown.
     """
     with registry.database.alone(patience) as session:
@@ -79,11 +79,10 @@ def sweep(
 
 def _recipes(connection: Connection, staying: set[str]) -> dict[str, str]:
     """File sha256 -> recipe, of every file of the builds that stay."""
-    recipes: dict[str, str] = {
-        sha256: recipe for sha256, recipe in connection.execute(select(contents.c.sha256, contents.c.recipe))
-    }
-    rows = connection.execute(select(files.c.build, files.c.sha256))
-    wanted = {sha256 for build, sha256 in rows if build in staying}
+    rows = connection.execute(select(contents.c.sha256, contents.c.recipe)).all()
+    recipes = {row.sha256: row.recipe for row in rows}
+    listed = connection.execute(select(files.c.build, files.c.sha256))
+    wanted = {sha256 for build, sha256 in listed if build in staying}
     return {sha256: recipes[sha256] for sha256 in wanted if sha256 in recipes}
 
 

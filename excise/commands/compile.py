@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ import click
 
 if TYPE_CHECKING:
     from compiler.artifact import Artifact
+    from compiler.passes import EditPass
+    from compiler.pipeline import Finish
     from editspec import EditSpec
 
 
@@ -47,9 +50,16 @@ def report(artifact: Artifact, as_json: bool) -> None:
 
 
 def build(
-    spec: EditSpec, output: Path, *, force: bool = False, device: str = "auto", cache: Path | None = None
+    spec: EditSpec,
+    output: Path,
+    *,
+    force: bool = False,
+    device: str = "auto",
+    cache: Path | None = None,
+    passes: Sequence[EditPass] | None = None,
+    finish: Sequence[Finish] = (),
 ) -> Artifact:
-    """Compile with everything a published artifact has: model card and manifest."""
+    """Compile with all that a published artifact has: model card and manifest, after `finish`."""
     from compiler.cache import StageCache
     from compiler.device import choose
     from compiler.pipeline import compile_spec
@@ -64,5 +74,6 @@ def build(
         device=choose(device),
         progress=for_terminal(),
         force=force,
-        finish=(write_card, write_manifest),
+        passes=passes,
+        finish=(*finish, write_card, write_manifest),
     )

@@ -38,7 +38,11 @@ def _located(command: _Command) -> _Command:
     """The options that say where the registry is, and --json."""
     options = [
         click.option(
-            "--registry", "folder", envvar="EXCISE_REGISTRY", type=click.Path(path_type=Path), help="Its folder."
+            "--registry",
+            "folder",
+            envvar="EXCISE_REGISTRY",
+            type=click.Path(path_type=Path),
+            help="Its folder.",
         ),
         click.option("--index", envvar="EXCISE_REGISTRY_INDEX", help="URL of its database."),
         click.option("--store", envvar="EXCISE_REGISTRY_STORE", help="Folder or URL of its blobs."),
@@ -78,8 +82,8 @@ def list_(name: str | None, state: str | None, as_json: bool, **where: Any) -> N
         return
     for entry in found:
         why = f"  ({entry.reason})" if entry.reason else ""
-        facts = f"{entry.build[:12]}  {entry.state:<9}  {entry.added[:16]}  {_bytes(entry.size):>9}  {entry.kind:<8}"
-        click.echo(f"{facts}  {_plain(entry.name + why)}")
+        facts = f"{entry.build[:12]}  {entry.state:<9}  {entry.added[:16]}  {_bytes(entry.size):>9}"
+        click.echo(f"{facts}  {entry.kind:<8}  {_plain(entry.name + why)}")
     total = sum(entry.size for entry in found)
     kept = f"the store holds {_bytes(opened.stored_bytes())} for all builds"
     click.echo(f"{len(found):,} builds of {_bytes(total)}; {kept}", err=True)
@@ -98,7 +102,18 @@ def show(build: str, as_json: bool, **where: Any) -> None:
     if as_json:
         _show(record, "", as_json)
         return
-    for key in ("build", "name", "kind", "state", "family", "checkpoint", "base", "spec", "relation", "origin"):
+    for key in (
+        "build",
+        "name",
+        "kind",
+        "state",
+        "family",
+        "checkpoint",
+        "base",
+        "spec",
+        "relation",
+        "origin",
+    ):
         if record[key]:
             click.echo(f"{key:>10}  {_plain(str(record[key]))}")
     for key, value in entry.facts.items():
@@ -169,7 +184,7 @@ def pull(build: str, output: Path, force: bool, withdrawn: bool, as_json: bool, 
 @click.option("--deep", is_flag=True, help="Put every file together and check its own digest too.")
 @_located
 def verify(build: tuple[str, ...], deep: bool, as_json: bool, **where: Any) -> None:
-    """Check histories, lists of files and every stored byte of these builds, or of all. Exits with 3 if not whole."""
+    """Check histories, lists of files and every stored byte of these builds, or of all builds."""
     from compiler.progress import for_terminal
     from editspec import GateFailed
     from registry.checking import check
@@ -188,7 +203,9 @@ def verify(build: tuple[str, ...], deep: bool, as_json: bool, **where: Any) -> N
 
 
 @registry.command()
-@click.option("--withdrawn", is_flag=True, help="Remove the bytes of withdrawn builds too; their records stay.")
+@click.option(
+    "--withdrawn", is_flag=True, help="Remove the bytes of withdrawn builds too; their records stay."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option("--wait", default=60.0, show_default=True, help="Seconds to wait for those who add or pull.")
 @_located
@@ -215,9 +232,8 @@ def export(target: Path, build: tuple[str, ...], as_json: bool, **where: Any) ->
     Histories go along, step by step. DIR/records.jsonl says the same for people and other programs.
     """
     from compiler.progress import for_terminal
-    from registry.exporting import RECORDS
+    from registry.exporting import RECORDS, write_records
     from registry.exporting import export as export_builds
-    from registry.exporting import write_records
     from registry.library import Registry
 
     source = _opened(where)
@@ -225,7 +241,9 @@ def export(target: Path, build: tuple[str, ...], as_json: bool, **where: Any) ->
     sink = Registry.open(target, create=True)
     exported = export_builds(source, sink, entries, for_terminal())
     write_records(sink, sink.entries(), target / RECORDS)
-    text = f"{exported.builds:,} builds, {exported.new:,} of them new there, {_bytes(exported.stored)} written"
+    text = (
+        f"{exported.builds:,} builds, {exported.new:,} of them new there, {_bytes(exported.stored)} written"
+    )
     _show({**asdict(exported), "folder": str(target)}, text, as_json)
 
 
