@@ -7,13 +7,15 @@ recorded and goes through the same pipeline as a computed one, to be linked, rec
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.artifact import DELTAS, EDITS, PARTS, SPEC, Artifact
 from compiler.cache import StageCache
 from compiler.passes import EditPass, PassContext, PassCost, PassResult, discover
+from compiler.safetensors_file import TensorEntry, read_header, read_tensor
 from editspec import parse_spec
 from editspec.defaults import words_of
 from editspec.errors import InputError, did_you_mean, quoted
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compiler.checkpoint import Checkpoint
-    from compiler.safetensors_file import TensorEntry
     from editspec import Edit, EditSpec
 
 
@@ -70,26 +71,61 @@ class RecordedRun:
 
     def deltas(self) -> dict[str, Tensor]:
         """Its own change, fp32 by U-Net name. `InputError` where the artifact lacks or contradicts it."""
-        from compiler.deltas import load
-
-        totals = load(self.artifact.path(DELTAS))
-        parts = load(self.artifact.path(PARTS)) if self.artifact.path(PARTS).is_file() else {}
+        totals = _Stored.of(self.artifact.path(DELTAS))
+        parts = _Stored.of(self.artifact.path(PARTS))
+        runs = self.artifact.read(EDITS)["passes"]
         found = {}
         for name, shape in self.shapes.items():
-            delta = parts.get(f"{self.number}.{name}")
-            if delta is None and not self._is_only_mover_of(name):
-                what = f"has no change of run {self.number} on {name}, which other runs moved too"
-                raise InputError(str(self.artifact.path(PARTS)), what, "compile the artifact again")
-            found[name] = totals.get(name) if delta is None else delta
-            if found[name] is None or tuple(found[name].shape) != shape:
-                what = f"has no change of {name} of shape {shape}"
-                raise InputError(str(self.artifact.path(DELTAS)), what, "compile the artifact again")
+            movers = [n for n, run in enumerate(runs) if any(t["tensor"] == name for t in run["tensors"])]
+            delta = totals.get(name) if len(movers) == 1 else _part(self, name, movers, totals, parts)
+            if delta is None or tuple(delta.shape) != shape:
+                what = f"has no change of run {self.number} on {name} of shape {shape}"
+                raise InputError(str(self.artifact.folder), what, "compile it again")
+            found[name] = delta
         return found
 
-    def _is_only_mover_of(self, name: str) -> bool:
-        runs = self.artifact.read(EDITS)["passes"]
-        movers = [run for run in runs if any(tensor["tensor"] == name for tensor in run["tensors"])]
-        return len(movers) == 1
+
+class _Stored(Mapping[str, "Tensor"]):
+    """The tensors of a file, read one by one: all edits of a large model together may not fit into memory."""
+
+    def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
+        self._entries = entries
+
+    @classmethod
+    def of(cls, path: Path) -> _Stored:
+        """Those of this file; none where there is no such file."""
+        return cls(read_header(path)[0] if path.is_file() else {})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return read_tensor(self._entries[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _part(
+    run: RecordedRun,
+    name: str,
+    movers: Sequence[int],
+    totals: Mapping[str, Tensor],
+    parts: Mapping[str, Tensor],
+) -> Tensor | None:
+    """One run's share of a tensor that several runs moved; all shares must add up to the total, bit by bit."""
+    import torch
+
+    shares = [parts[key] for key in (f"{number}.{name}" for number in movers) if key in parts]
+    if name not in totals or len(shares) != len(movers):
+        return None
+    total = shares[0]
+    for share in shares[1:]:
+        total = total + share
+    if not torch.equal(total, totals[name]):
+        what = f"the parts of {name} do not add up to its total change"
+        raise InputError(str(run.artifact.path(PARTS)), what, "compile the artifact again")
+    return shares[movers.index(run.number)]
 
 
 class Recorded(EditPass):

@@ -50,11 +50,7 @@ class BlobStore:
 
     def put(self, digest: str, data: bytes) -> None:
         """Store `data` under its sha256. Killed at any instant, the blob is there wholly or not at all."""
-        with self._refusals():
-            if self.protocol == LOCAL:
-                self._put_local(Path(self._path(digest)), data)
-            else:
-                self._files.pipe_file(self._path(digest), data)  # one request, which S3 makes whole or not
+        self._write(self._path(digest), data)
 
     def put_all(self, blobs: Iterable[tuple[str, bytes]]) -> None:
         """Store several at once."""
@@ -127,13 +123,9 @@ class BlobStore:
                 found = None
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{self.url}/{MARK}", "is damaged", "restore it from a backup") from error
-            if found is None and create:
-                data = json.dumps({"registry": 1, "id": registry}).encode("ascii") + b"\n"
-                if self.protocol == LOCAL:
-                    self._put_local(Path(mark), data)
-                else:
-                    self._files.pipe_file(mark, data)
-                return
+        if found is None and create:
+            self._write(mark, json.dumps({"registry": 1, "id": registry}).encode("ascii") + b"\n")
+            return
         if found != registry:
             what = "belongs to another registry" if found else "holds no registry"
             raise InputError(self.url, what, "name the index and the store that belong together")
@@ -141,7 +133,17 @@ class BlobStore:
     def _path(self, digest: str) -> str:
         return f"{self._root}/blobs/{digest[:2]}/{digest}"
 
-    def _put_local(self, path: Path, data: bytes) -> None:
+    def _write(self, path: str, data: bytes) -> None:
+        with self._refusals():
+            if self.protocol == LOCAL:
+                self._write_local(Path(path), data)
+                return
+            try:
+                self._files.pipe_file(path, data)  # one request, which S3 makes whole or not at all
+            except FileNotFoundError as error:
+                raise InputError(self.url, "there is no such bucket", "create it first") from error
+
+    def _write_local(self, path: Path, data: bytes) -> None:
         incoming = Path(self._root) / "incoming"
         for folder in (incoming, path.parent):
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from compiler.checkpoint import Checkpoint
 from compiler.digests import file_digests
 from editspec.errors import GateFailed
 from exporters.inventory import Inventory
-from registry.manifest import check_manifest
+from exporters.manifest import differences, read_manifest
 
 ARTIFACT, BASE = "artifact", "base"
 
@@ -62,11 +62,13 @@ def describe(folder: Path, name: str | None = None) -> Description:
     if not is_artifact(folder):
         return _base(folder, name)
     artifact = Artifact.open(folder)
-    if differences := check_manifest(folder):
-        found = "\n  ".join(f"{difference.path} is {difference.what}" for difference in differences[:10])
+    inventory = Inventory.of(folder)
+    digests = inventory.digests()
+    if changes := differences(inventory, digests, read_manifest(folder)):
+        found = "\n  ".join(f"{change.path} is {change.what}" for change in changes[:10])
         raise GateFailed(f"{folder} is not as it was built:\n  {found}")
+    files = tuple(StoredFile(path, inventory.files[path], digest) for path, digest in digests.items())
     lock, spec, gates = artifact.read(LOCK), artifact.read(SPEC), artifact.read(GATES)
-    files = _inventoried(folder)
     derived = lock.get("derived", {})
     base = lock["base"]
     return Description(
@@ -121,11 +123,4 @@ def _base(folder: Path, name: str | None) -> Description:
         relation="",
         origin="",
         files=files,
-    )
-
-
-def _inventoried(folder: Path) -> tuple[StoredFile, ...]:
-    inventory = Inventory.of(folder)
-    return tuple(
-        StoredFile(path, inventory.files[path], digest) for path, digest in inventory.digests().items()
     )
