@@ -2,9 +2,9 @@
 
 Listing: an index of N builds with 25 files each; `excise registry list --json` from starting the process to
 its end, and the query alone, each the best of three. Sharing: ten real builds on the embedded miniature, each
-erasing another word in closed form, added beside their base; bytes of all folders over bytes stored. With --full
-the variants are checkpoints of Stable Diffusion 1.4's size (random weights, true names and shapes) whose
-cross-attention keys and values were edited.
+erasing another word in closed form, added beside their base; bytes of all folders over bytes stored.
+With --full the variants are checkpoints of Stable Diffusion 1.4's size (random weights, true names and
+shapes) whose cross-attention keys and values were edited.
 
 Usage: python benchmarks/registry.py [--builds N] [--variants N] [--full] [--folder DIR] [--json]
 Last line with --json: {"list_seconds": ..., "list_query_seconds": ..., "dedup_ratio": ..., ...}.

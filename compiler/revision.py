@@ -74,9 +74,10 @@ class RecordedRun:
         totals = _Stored.of(self.artifact.path(DELTAS))
         parts = _Stored.of(self.artifact.path(PARTS))
         runs = self.artifact.read(EDITS)["passes"]
+        tensors = [{tensor["tensor"] for tensor in run["tensors"]} for run in runs]
         found = {}
         for name, shape in self.shapes.items():
-            movers = [n for n, run in enumerate(runs) if any(t["tensor"] == name for t in run["tensors"])]
+            movers = [number for number, theirs in enumerate(tensors) if name in theirs]
             delta = totals.get(name) if len(movers) == 1 else _part(self, name, movers, totals, parts)
             if delta is None or tuple(delta.shape) != shape:
                 what = f"has no change of run {self.number} on {name} of shape {shape}"
@@ -113,7 +114,7 @@ def _part(
     totals: Mapping[str, Tensor],
     parts: Mapping[str, Tensor],
 ) -> Tensor | None:
-    """One run's share of a tensor that several runs moved; all shares must add up to the total, bit by bit."""
+    """One run's share of a tensor that several runs moved; all must add up to the total, bit by bit."""
     import torch
 
     shares = [parts[key] for key in (f"{number}.{name}" for number in movers) if key in parts]

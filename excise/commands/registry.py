@@ -199,7 +199,7 @@ def verify(build: tuple[str, ...], deep: bool, as_json: bool, **where: Any) -> N
     if problems:
         lines = [f"{one.build[:12]} {one.path or '(record)'}: {one.what}" for one in problems]
         raise GateFailed("\n  ".join(lines))
-    click.echo(f"{len(entries):,} builds are intact")
+    click.echo("1 build is intact" if len(entries) == 1 else f"{len(entries):,} builds are intact")
 
 
 @registry.command()

@@ -25,7 +25,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 class Nudge(EditPass):
-    """Moves keys and values by noise of the edit's own, whatever other edits did: so edits can be told apart."""
+    """Moves keys and values by noise of the edit's own, whatever other edits did."""
 
     name, version, order, merges = "erase/esd", 1, 10, False
 
@@ -68,7 +68,9 @@ def built(spec: EditSpec, out: Path, passes: Sequence[EditPass] | None = None) -
 
 def undone(artifact: Artifact, id: str, base: Path, out: Path) -> Artifact:
     revision = without(artifact, id)
-    return built(parse_spec(json.dumps({**revision.spec.document, "base": {"path": str(base)}})), out, revision.passes)
+    return built(
+        parse_spec(json.dumps({**revision.spec.document, "base": {"path": str(base)}})), out, revision.passes
+    )
 
 
 @pytest.mark.parametrize("fixture", ["tiny_checkpoint", "tiny_checkpoint_fp16"])
@@ -104,7 +106,9 @@ def test_an_edit_solved_together_with_others_is_taken_out_by_solving_the_others_
     assert left.path(UNET).read_bytes() == never.path(UNET).read_bytes()
 
 
-def test_only_tensors_that_several_runs_moved_are_kept_in_parts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_only_tensors_that_several_runs_moved_are_kept_in_parts(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     class Elsewhere(Nudge):
         def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
             names = select(entries, "cross-attention-kv")

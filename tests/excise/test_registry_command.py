@@ -1,4 +1,4 @@
-"""From spec to released build and back again, on the command line, with real compiles of a tiny checkpoint."""
+"""From spec to released build and back, on the command line, with real compiles of a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_spec(path: Path, base: Path, words: tuple[str, ...]) -> Path:
         {"id": f"no-{word}", "edit": "erase", "concept": word, "method": "closed-form", "anchor": "shape"}
         for word in words
     ]
-    drift = {"gate": "drift", "prompts": ["a moon"], "max_drift": 0.99, "steps": 1, "trials": 1}
+    drift = {"gate": "drift", "prompts": ["a moon"], "max_drift": 0.9, "steps": 2, "trials": 2}
     document = {"editspec": 1, "name": "tiny", "base": {"path": str(base)}, "edits": edits, "gates": [drift]}
     path.write_text(json.dumps(document), "utf-8")
     return path
@@ -49,7 +49,10 @@ def test_compile_add_release_undo_rebase_pull(
     excise: Excise, tiny_checkpoint: Path, copy_of: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     built, left, moved = tmp_path / "built", tmp_path / "left", tmp_path / "moved"
-    assert excise("compile", write_spec(tmp_path / "s.json", tiny_checkpoint, ("star", "heart")), "-o", built)[0] == 0
+    assert (
+        excise("compile", write_spec(tmp_path / "s.json", tiny_checkpoint, ("star", "heart")), "-o", built)[0]
+        == 0
+    )
     base = excise("registry", "add", tiny_checkpoint, "--name", "base")[1]["build"]
     one = excise("registry", "add", built, "--by", "ann")[1]["build"]
     assert excise("registry", "add", built)[1]["new"] is False
@@ -73,7 +76,9 @@ def test_compile_add_release_undo_rebase_pull(
 
     newer = copy_of(tiny_checkpoint)
     config = json.loads((newer / "scheduler/scheduler_config.json").read_text("utf-8"))
-    (newer / "scheduler/scheduler_config.json").write_text(json.dumps({**config, "beta_end": 0.0125}), "utf-8")
+    (newer / "scheduler/scheduler_config.json").write_text(
+        json.dumps({**config, "beta_end": 0.0125}), "utf-8"
+    )
     assert excise("rebase", left, "--base", newer, "-o", moved)[0] == 0
     assert Artifact(moved).read(LOCK)["derived"]["relation"] == "rebase"
     assert b"0.0125" in Artifact(moved).path("scheduler/scheduler_config.json").read_bytes()
@@ -145,6 +150,6 @@ def test_people_read_lines(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest
     assert said("show", "base").startswith("     build  " + build)
     assert said("lineage", "base").split() == [build, "candidate", "base"]
     assert said("promote", "base", "released") == f"{build} is released\n"
-    assert said("verify") == "1 builds are intact\n"
+    assert said("verify") == "1 build is intact\n"
     assert said("gc").startswith("0 blobs")
     assert said("pull", "base", "-o", str(tmp_path / "out")) == f"{tmp_path / 'out'}\n"

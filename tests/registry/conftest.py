@@ -1,4 +1,4 @@
-"""Builds of a few hundred kB in the true layout, and real servers to keep them: PostgreSQL, an S3 protocol."""
+"""Builds of a few hundred kB in the true layout, and real servers to keep them: PostgreSQL and S3."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def make_build(tmp_path: Path, base_folder: Path) -> MakeBuild:
         artifact.write(PLAN, {})
         artifact.write(EDITS, {"passes": []})
         artifact.write(GATES, {"passed": passed, "gates": [{"id": "erased-star", "passed": passed}]})
-        write_tensors(artifact.path(DELTAS), {tensor: (8,) for tensor in edited}, edited)
+        write_tensors(artifact.path(DELTAS), dict.fromkeys(edited, (8,)), edited)
         write_manifest(artifact)
         return folder
 
@@ -169,7 +169,7 @@ def new_database(postgresql: str) -> Callable[[], str]:
     def make() -> str:
         name = f"t{os.urandom(6).hex()}"
         with psycopg.connect(f"host={postgresql} user=excise dbname=postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+            connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql://excise@/{name}?host={postgresql}"
 
     return make
@@ -184,8 +184,9 @@ def postgresql() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="excise-pg-", dir="/tmp"))
     account: dict[str, Any] = {}
     if os.geteuid() == 0:  # the server refuses to run as root
-        shutil.chown(folder, "postgres", "postgres")
-        account = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        owner = _account()
+        shutil.chown(folder, owner)
+        account = {"user": owner, "extra_groups": []}
     data = folder / "data"
 
     def call(program: str, *arguments: object) -> None:
@@ -202,6 +203,14 @@ def postgresql() -> Iterator[str]:
             call("pg_ctl", "-m", "immediate", "stop")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _account() -> str:
+    """A user without rights."""
+    import pwd
+
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in ("postgres", "nobody") if name in names)
 
 
 def postgresql_binaries() -> Path | None:

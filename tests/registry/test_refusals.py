@@ -43,7 +43,9 @@ def test_a_history_changed_behind_the_triggers_is_found(make_build: Any, tmp_pat
     assert "step 2 (withdrawn) was changed" in problem.what
 
     database.execute("DROP TRIGGER excise_files_no_update")
-    database.execute("UPDATE excise_files SET path = 'other' WHERE path = 'README.md' OR path LIKE 'unet/%json'")
+    database.execute(
+        "UPDATE excise_files SET path = 'other' WHERE path = 'README.md' OR path LIKE 'unet/%json'"
+    )
     database.commit()
     assert "its list of files was changed" in check(registry, registry.entries())[1].what
 
