@@ -48,6 +48,9 @@ def rebuilt(
     embedded.register()
     artifact = Artifact.open(folder)
     lock = artifact.read(LOCK)
+    if derived := lock.get("derived"):
+        what = f"came out of the build {derived['build'][:12]} by `excise {derived['relation']}`"
+        raise InputError(str(folder), what, "rebuild that one, do the same again and compare")
     chosen = _spec_of(artifact, lock, spec, base)
     if open_base(chosen.base, chosen.folder).digest != lock["base"]["digest"]:
         return Rebuild(("the base: its files are not those that this artifact was made from",), ())

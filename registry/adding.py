@@ -23,7 +23,7 @@ from registry.chunks import cut
 from registry.database import Session
 from registry.description import Description, StoredFile, describe
 from registry.history import CANDIDATE, DROPPED, WITHDRAWN
-from registry.library import Registry, append_event
+from registry.library import Registry, append_event, append_note
 from registry.recipes import Recipe
 from registry.tables import blobs, builds, contents
 
@@ -48,18 +48,18 @@ def add(
     by: str = "",
     progress: Progress | None = None,
 ) -> Added:
-    """Add the artifact or plain checkpoint in `folder` as a candidate.
+    """Add the artifact or plain checkpoint in `folder` as a candidate; one that is there gets its signature.
 
     Raises `InputError` for another kind of folder or a build that was withdrawn, `GateFailed` for an artifact
-    that is not as it was built.
+    that does not verify.
     """
     description = describe(folder, name)
     with storage_refusals(folder), registry.database.shared() as session:
-        if _present(registry, description.build):
-            return Added(description.build, False, description.size, 0)
+        there = _present(registry, description.build)
+        files = [file for file in description.files if file.path not in there]
         with (progress or Silent()).task(f"store {description.name}", description.size) as task:
             writer = _Writer(registry, task)
-            for file in description.files:
+            for file in files:
                 writer.add(folder / file.path, file)
             new = _enter(session, description, writer, by)
     return Added(description.build, new, description.size, writer.stored)
@@ -127,21 +127,24 @@ def _read(path: Path) -> Iterator[bytes]:
             yield bytes(data)
 
 
-def _present(registry: Registry, build: str) -> bool:
-    """Whether it is there; `InputError` where it was and was withdrawn."""
+def _present(registry: Registry, build: str) -> set[str]:
+    """The paths that the registry has of this build; `InputError` where it was withdrawn."""
     with registry.database.reading() as connection:
         found = index.entries(connection, builds.c.build == build)
+        files = index.files_of(connection, build)
     if found and found[0].state in (WITHDRAWN, DROPPED):
         raise InputError(build[:12], f"was withdrawn: {found[0].reason}", "a withdrawn build stays out")
-    return bool(found)
+    return {file.path for file in files}
 
 
 def _enter(session: Session, description: Description, writer: _Writer, by: str) -> bool:
     with session.writing() as connection:
-        new = index.insert_build(connection, description)
+        new, paths = index.insert_build(connection, description)
         enter_bytes(connection, writer.contents, writer.blobs)
         if new:
             append_event(connection, description.build, CANDIDATE, by=by)
+        elif paths:
+            append_note(connection, description.build, by=by, reason=f"added {', '.join(paths)}")
     return new
 
 

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from compiler.artifact import MANIFEST
 from compiler.progress import Progress, Silent, Task
 from registry import index
 from registry.blobs import BlobStore, Damaged
-from registry.description import StoredFile, build_digest
+from registry.description import StoredFile, list_flaw
 from registry.history import DROPPED, flaw
 from registry.index import Entry
 from registry.library import Registry
@@ -51,11 +52,16 @@ def check(
 
 
 def _of_build(entry: Entry, files: Sequence[StoredFile], examiner: _Examiner) -> Iterator[Problem]:
-    if build_digest({file.path: file.sha256 for file in files}) != entry.build:
-        yield Problem(entry.build, "", "its list of files was changed after it was added")
+    if entry.state == DROPPED:
+        return  # its manifest is gone with its bytes: the record is all there is
+    damaged = False
     for file in files:
-        if entry.state != DROPPED and (what := examiner.flaw_of(file)):
+        if what := examiner.flaw_of(file):
+            damaged = damaged or file.path == MANIFEST
             yield Problem(entry.build, file.path, what)
+    manifest = next((file for file in files if file.path == MANIFEST), None)
+    if not damaged and (what := list_flaw(entry.build, entry.kind, files, examiner.bytes_of(manifest))):
+        yield Problem(entry.build, "", f"its list of files was changed: {what}")
 
 
 class _Examiner:
@@ -75,6 +81,13 @@ class _Examiner:
             self.of_files[file.sha256] = self._examined(file)
         self.task.advance(file.size)
         return self.of_files[file.sha256]
+
+    def bytes_of(self, file: StoredFile | None) -> bytes:
+        """A small, sound file; b"" for none."""
+        if file is None or file.sha256 not in self.recipes:
+            return b""
+        recipe = Recipe.read(self.store, self.recipes[file.sha256])
+        return b"".join(self.store.get(name) for name, _ in recipe.blobs)
 
     def _examined(self, file: StoredFile) -> str:
         if file.sha256 not in self.recipes:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.artifact import GATES, LOCK, SPEC, Artifact, is_artifact
-from compiler.checkpoint import Checkpoint
-from compiler.digests import file_digests
-from editspec.errors import GateFailed
-from exporters.inventory import Inventory
-from exporters.manifest import differences, read_manifest
+from compiler.artifact import AFTERWARDS, GATES, LOCK, MANIFEST, SPEC, Artifact, is_artifact
+from compiler.checkpoint import Checkpoint, listing_digest
+from compiler.digests import file_digest
+from editspec.errors import GateFailed, InputError
+from exporters.manifest import read_manifest
+from exporters.verify import verify_artifact
 
 ARTIFACT, BASE = "artifact", "base"
 
@@ -31,7 +32,8 @@ class StoredFile:
 class Description:
     """A build before it is stored. Digests are sha256 in hex, "" where there is none.
 
-    `build` names all files, `checkpoint` those that diffusers loads (what another build's `base` refers to);
+    `build` names all files but a signature, `checkpoint` those that diffusers loads (what another build's
+    `base` refers to);
     `relation` is undo or rebase where `origin`, another build, was changed into this one.
     """
 
@@ -57,22 +59,20 @@ class Description:
 def describe(folder: Path, name: str | None = None) -> Description:
     """Look at an artifact of Excise, or at a plain checkpoint (a base), called `name` or as its folder is.
 
-    Raises `InputError` for another kind of folder, `GateFailed` for an artifact that is not as it was built.
+    Raises `InputError` for another kind of folder, `GateFailed` for an artifact that does not verify; that a
+    gate failed is no hindrance here.
     """
     if not is_artifact(folder):
         return _base(folder, name)
-    artifact = Artifact.open(folder)
-    inventory = Inventory.of(folder)
-    digests = inventory.digests()
-    if changes := differences(inventory, digests, read_manifest(folder)):
-        found = "\n  ".join(f"{change.path} is {change.what}" for change in changes[:10])
-        raise GateFailed(f"{folder} is not as it was built:\n  {found}")
-    files = tuple(StoredFile(path, inventory.files[path], digest) for path, digest in digests.items())
+    report = verify_artifact(folder)
+    if wrong := [finding for finding in report.findings if finding.check != "gates"]:
+        raise GateFailed("\n  ".join([f"{folder} does not verify:", *map(str, wrong[:10])]))
+    artifact = Artifact(folder)
     lock, spec, gates = artifact.read(LOCK), artifact.read(SPEC), artifact.read(GATES)
     derived = lock.get("derived", {})
     base = lock["base"]
     return Description(
-        build=build_digest({file.path: file.sha256 for file in files}),
+        build=report.digest,
         kind=ARTIFACT,
         name=name or spec["name"],
         checkpoint=Checkpoint.open(folder).digest,
@@ -82,7 +82,7 @@ def describe(folder: Path, name: str | None = None) -> Description:
         passed=bool(gates["passed"]),
         relation=derived.get("relation", ""),
         origin=derived.get("build", ""),
-        files=files,
+        files=_stored_files(folder, report.files),
         facts={
             "base": {key: base[key] for key in ("repo", "revision", "path", "variant") if key in base},
             "edits": [edit["id"] for edit in spec["edits"]],
@@ -93,26 +93,41 @@ def describe(folder: Path, name: str | None = None) -> Description:
     )
 
 
-def build_digest(digests: Mapping[str, str]) -> str:
-    """One sha256 over a folder's files: path -> sha256, in the form that `sha256sum` prints."""
-    lines = "".join(f"{digests[path]}  {path}\n" for path in sorted(digests))
-    return hashlib.sha256(lines.encode("utf-8")).hexdigest()
-
-
 def digest_of(folder: Path) -> str:
-    """The build digest of an artifact's folder as it lies there."""
-    return build_digest(Inventory.of(Artifact.open(folder).folder).digests())
+    """The build digest of an artifact: the sha256 of its manifest, which names every other file by digest.
+
+    A signature, made afterwards, is no part of it. `InputError` where there is no manifest.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(str(path), "does not exist", "compile the artifact again")
+    return file_digest(path)
+
+
+def list_flaw(build: str, kind: str, files: Sequence[StoredFile], manifest: bytes) -> str | None:
+    """What is wrong with a list of a build's files; None where it is what the build's digest stands for.
+
+    `manifest` are the bytes of an artifact's manifest; a base, which has none, is named by its list itself.
+    """
+    listed = {file.path: file.sha256 for file in files}
+    if kind == BASE:
+        return None if listing_digest(listed) == build else "it is not the list that was added"
+    if hashlib.sha256(manifest).hexdigest() != build or listed.get(MANIFEST) != build:
+        return "its manifest is not the one that was added"
+    with tempfile.TemporaryDirectory(prefix="excise-") as place:
+        folder = Path(place)
+        (folder / MANIFEST).parent.mkdir()
+        (folder / MANIFEST).write_bytes(manifest)
+        expected = read_manifest(folder)
+    if {path: digest for path, digest in listed.items() if path not in AFTERWARDS} != expected:
+        return "it is not the list of its manifest"
+    return None
 
 
 def _base(folder: Path, name: str | None) -> Description:
     checkpoint = Checkpoint.open(folder)
-    digests = file_digests(folder / path for path in checkpoint.files())
-    files = tuple(
-        StoredFile(path, (folder / path).stat().st_size, digests[folder / path])
-        for path in checkpoint.files()
-    )
     return Description(
-        build=build_digest({file.path: file.sha256 for file in files}),
+        build=checkpoint.digest,
         kind=BASE,
         name=name or folder.resolve().name,
         checkpoint=checkpoint.digest,
@@ -122,5 +137,9 @@ def _base(folder: Path, name: str | None) -> Description:
         passed=True,
         relation="",
         origin="",
-        files=files,
+        files=_stored_files(folder, checkpoint.digests()),
     )
+
+
+def _stored_files(folder: Path, digests: Mapping[str, str]) -> tuple[StoredFile, ...]:
+    return tuple(StoredFile(path, (folder / path).stat().st_size, digests[path]) for path in sorted(digests))

@@ -52,7 +52,7 @@ def export(
                 raise GateFailed(f"{entry.build[:12]} cannot be exported: {error}") from error
             stored += written
             with session.writing() as connection:
-                new += index.insert_build(connection, _description(entry, files))
+                new += index.insert_build(connection, _description(entry, files))[0]
                 enter_bytes(connection, needed, blobs)
                 there = [event for event, _ in index.history_of(connection, entry.build)]
                 if there != history[: len(there)]:

@@ -56,6 +56,12 @@ def following(history: Sequence[Event], build: str, state: str, *, at: str, by: 
     return Event(build, last.number + 1, state, at, by, reason, last.digest)
 
 
+def noted(history: Sequence[Event], *, at: str, by: str, reason: str) -> Event:
+    """An event that changes no state: what happened to the build otherwise stands in `reason`."""
+    last = history[-1]
+    return Event(last.build, last.number + 1, last.state, at, by, reason, last.digest)
+
+
 def flaw(build: str, history: Iterable[tuple[Event, str]]) -> str | None:
     """What is wrong with a stored history of (event, stored digest) pairs; None where it is whole."""
     state, previous, number = "", "", 0
@@ -65,7 +71,7 @@ def flaw(build: str, history: Iterable[tuple[Event, str]]) -> str | None:
             return f"step {number} is missing"
         if event.digest != stored or event.previous != previous:
             return f"step {number} ({event.state}) was changed after it was written"
-        allowed = NEXT[state] if state else (CANDIDATE,)
+        allowed = (state, *NEXT[state]) if state else (CANDIDATE,)
         if event.state not in allowed:
             return f"step {number} goes from {state or 'nothing'} to {event.state}"
         state, previous = event.state, stored

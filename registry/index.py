@@ -114,16 +114,23 @@ def children(connection: Connection, entry: Entry) -> list[tuple[str, Entry]]:
     ]
 
 
-def insert_build(connection: Connection, description: Description) -> bool:
-    """Add a build and its files; False where it is there already."""
+def insert_build(connection: Connection, description: Description) -> tuple[bool, list[str]]:
+    """Add a build and its files: whether the build is new, and the paths that are new to it.
+
+    A build that is there may get more files, a signature, but no other ones: `InputError`.
+    """
     columns = {column.name for column in builds.columns}
     row = {name: getattr(description, name) for name in columns - {"facts"}}
-    if not insert_new(connection, builds, [{**row, "facts": dict(description.facts)}]):
-        return False
-    insert_new(
-        connection, files, [{"build": description.build, **file.__dict__} for file in description.files]
-    )
-    return True
+    new = bool(insert_new(connection, builds, [{**row, "facts": dict(description.facts)}]))
+    there = {file.path for file in files_of(connection, description.build)}
+    rows = [{"build": description.build, **file.__dict__} for file in description.files]
+    insert_new(connection, files, [row for row in rows if row["path"] not in there])
+    stored = {file.path: file for file in files_of(connection, description.build)}
+    for file in description.files:
+        if stored[file.path] != file:
+            where = f"{description.build[:12]} {file.path}"
+            raise InputError(where, "is in the registry with other bytes", "what is there stays")
+    return new, [path for path in stored if path not in there]
 
 
 def insert_event(connection: Connection, event: Event) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from registry import index
 from registry.blobs import BlobStore
 from registry.database import Database
 from registry.description import StoredFile
-from registry.history import RELEASED, Event, following
+from registry.history import RELEASED, Event, following, noted
 from registry.index import Entry
 from registry.tables import builds
 
@@ -129,9 +128,12 @@ def append_event(connection: Connection, build: str, state: str, *, by: str = ""
     return event
 
 
-def open_builds(connection: Connection, states: Sequence[str]) -> list[Entry]:
-    """Builds in one of these states."""
-    return [entry for entry in index.entries(connection) if entry.state in states]
+def append_note(connection: Connection, build: str, *, by: str = "", reason: str = "") -> Event:
+    """Append an event that changes no state."""
+    history = [event for event, _ in index.history_of(connection, build)]
+    event = noted(history, at=now(), by=by, reason=reason)
+    index.insert_event(connection, event)
+    return event
 
 
 def default_folder() -> Path:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from compiler import atomic
-from compiler.artifact import is_artifact
+from compiler.artifact import MANIFEST, is_artifact
 from compiler.output import storage_refusals
 from compiler.progress import Progress, Silent, Task
 from editspec.errors import GateFailed, InputError
 from registry import index
 from registry.blobs import BlobStore, Damaged
-from registry.description import StoredFile, build_digest
+from registry.description import StoredFile, list_flaw
 from registry.history import DROPPED, WITHDRAWN
 from registry.index import Entry
 from registry.library import Registry
@@ -43,8 +44,6 @@ def pull(
             files = index.files_of(connection, entry.build)
             recipes = index.stored_contents(connection, (file.sha256 for file in files))
         _require_available(entry, withdrawn)
-        if build_digest({file.path: file.sha256 for file in files}) != entry.build:
-            raise GateFailed(f"{entry.build[:12]}: the index no longer lists the files that were added")
         try:
             with (
                 atomic.claim(place.with_name(f".{place.name}.pulling"), wait=False) as folder,
@@ -53,6 +52,7 @@ def pull(
                 folder.chmod(0o755)
                 for file in files:
                     _write(registry.store, recipes.get(file.sha256), file, folder, task)
+                _require_listed(entry, files, folder)
                 atomic.publish(folder, place, replace=force)
         except Damaged as error:
             raise GateFailed(f"{entry.build[:12]} cannot be pulled: {error}") from error
@@ -79,6 +79,14 @@ def _write(store: BlobStore, recipe: str | None, file: StoredFile, folder: Path,
     target.chmod(0o644)
     if whole.hexdigest() != file.sha256:
         raise Damaged(file.sha256, f"({file.path}) was put together wrongly")
+
+
+def _require_listed(entry: Entry, files: Sequence[StoredFile], folder: Path) -> None:
+    """The index may have been changed: the build's own digest decides which files it has."""
+    manifest = folder / MANIFEST
+    flaw = list_flaw(entry.build, entry.kind, files, manifest.read_bytes() if manifest.is_file() else b"")
+    if flaw:
+        raise GateFailed(f"{entry.build[:12]}: the index lists other files than were added: {flaw}")
 
 
 def _require_free(out: Path, place: Path, force: bool) -> None:

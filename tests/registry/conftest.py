@@ -17,6 +17,7 @@ import pytest
 from compiler.artifact import DELTAS, EDITS, GATES, LOCK, PLAN, SPEC, Artifact
 from compiler.checkpoint import Checkpoint
 from compiler.safetensors_file import TensorEntry, encode_header
+from editspec.canonical import digest as canonical_digest
 from exporters.manifest import write_manifest
 
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -86,26 +87,27 @@ def make_build(tmp_path: Path, base_folder: Path) -> MakeBuild:
         folder = write_checkpoint(tmp_path / f"build-{number}", edited, like=base)
         artifact, checkpoint = Artifact(folder), Checkpoint.open(base)
         passed: bool = more.get("passed", True)
+        gate, runs = {"id": "erased-star"}, [{"pass": "erase/x", "version": 1, "edits": [*edited], "key": ""}]
+        spec = {"name": name, "seed": 0, "base": {"path": base.name}, "gates": [gate]}
+        spec["edits"] = [{"id": tensor} for tensor in edited]
+        libraries, digest = {"excise": "0"}, checkpoint.digest
         lock = {
             "lock": 1,
-            "spec": "5" * 64,
+            "spec": canonical_digest(spec),
             "seed": "0",
-            "base": {
-                "path": base.name,
-                "family": "sd1",
-                "digest": checkpoint.digest,
-                "files": checkpoint.digests(),
-            },
-            "libraries": {"excise": "0"},
+            "base": {**spec["base"], "family": "sd1", "digest": digest, "files": checkpoint.digests()},
+            "libraries": libraries,
             "device": {"class": "cpu", "threads": 1},
             **more.get("lock", {}),
         }
-        artifact.write(SPEC, {"name": name, "edits": [{"id": tensor} for tensor in edited]})
+        plan = {"spec": lock["spec"], "base": digest, "libraries": libraries, "device": "cpu", "passes": runs}
+        artifact.write(SPEC, spec)
         artifact.write(LOCK, lock)
-        artifact.write(PLAN, {})
-        artifact.write(EDITS, {"passes": []})
-        artifact.write(GATES, {"passed": passed, "gates": [{"id": "erased-star", "passed": passed}]})
-        write_tensors(artifact.path(DELTAS), dict.fromkeys(edited, (8,)), edited)
+        artifact.write(PLAN, {**plan, "gates": [gate]})
+        artifact.write(EDITS, {"passes": runs, "tensors": {"changed": len(edited)}})
+        measured = {"base": digest, "edited": Checkpoint.open(folder).digest}
+        artifact.write(GATES, {**measured, "passed": passed, "gates": [{**gate, "passed": passed}]})
+        write_tensors(artifact.path(DELTAS), {tensor: SHAPES["unet"][tensor] for tensor in edited}, edited)
         write_manifest(artifact)
         return folder
 
