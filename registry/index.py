@@ -166,9 +166,9 @@ def stored_contents(connection: Connection, digests: Iterable[str]) -> dict[str,
     return {row[0]: row[2] for row in _lookup(connection, contents, digests)}
 
 
-def _lookup(connection: Connection, table: Table, digests: Iterable[str]) -> list[Row[Any]]:
+def _lookup(connection: Connection, table: Table, digests: Iterable[str]) -> list[Row[*tuple[Any, ...]]]:
     wanted = sorted(set(digests))
-    found: list[Row[Any]] = []
+    found: list[Row[*tuple[Any, ...]]] = []
     for start in range(0, len(wanted), _BATCH):
         query = select(table).where(table.c.sha256.in_(wanted[start : start + _BATCH]))
         found += connection.execute(query).all()
@@ -180,6 +180,6 @@ def stored_bytes(connection: Connection) -> int:
     return int(connection.execute(select(func.coalesce(func.sum(blobs.c.size), 0))).scalar_one())
 
 
-def _event(row: Row[Any]) -> tuple[Event, str]:
+def _event(row: Row[*tuple[Any, ...]]) -> tuple[Event, str]:
     *fields, digest = row
     return Event(*fields), digest

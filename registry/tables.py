@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     DDL,
     JSON,
@@ -93,15 +95,17 @@ CREATE OR REPLACE FUNCTION excise_history_only_grows() RETURNS trigger AS
 $$ BEGIN RAISE EXCEPTION 'history only grows'; END $$ LANGUAGE plpgsql
 """
 
+_ddl: Any = DDL  # the library leaves its constructor untyped
+
 for _table in HISTORY:
     for _verb in ("UPDATE", "DELETE"):
-        _trigger = DDL(
+        _trigger = _ddl(
             f"CREATE TRIGGER {_table.name}_no_{_verb.lower()} BEFORE {_verb} ON {_table.name} "
             "BEGIN SELECT RAISE(ABORT, 'history only grows'); END"
         )
         event.listen(_table, "after_create", _trigger.execute_if(dialect="sqlite"))
-    event.listen(_table, "after_create", DDL(_POSTGRESQL_REFUSAL).execute_if(dialect="postgresql"))
-    _trigger = DDL(
+    event.listen(_table, "after_create", _ddl(_POSTGRESQL_REFUSAL).execute_if(dialect="postgresql"))
+    _trigger = _ddl(
         f"CREATE TRIGGER {_table.name}_grows BEFORE UPDATE OR DELETE OR TRUNCATE ON {_table.name} "
         "FOR EACH STATEMENT EXECUTE FUNCTION excise_history_only_grows()"
     )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compiler.safetensors_file import TensorEntry, encode_header, read_header
@@ -15,6 +15,7 @@ def write(path: Path, sizes: list[int], fill: int) -> None:
     path.write_bytes(encode_header(entries) + bytes([fill]) * sum(sizes))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(sizes=st.lists(st.one_of(st.integers(0, 3 * SMALL_BYTES), st.just(SMALL_BYTES)), max_size=40))
 def test_cuts_tile_the_file_and_depend_on_its_header_alone(sizes: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:

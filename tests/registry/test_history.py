@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from editspec.errors import InputError
@@ -48,6 +48,7 @@ def test_withdrawing_takes_a_reason() -> None:
         following(lived(CANDIDATE), BUILD, WITHDRAWN, at="", by="", reason=" ")
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     place=st.integers(0, 2),
     field=st.sampled_from(["build", "number", "state", "at", "by", "reason", "previous"]),
