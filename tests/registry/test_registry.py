@@ -122,6 +122,7 @@ def test_a_signature_made_later_joins_its_build_and_is_noted(
 ) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
     from exporters.sign import Signer, sign_artifact
 
     folder = make_build("model", {K: 1})
