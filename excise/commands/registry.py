@@ -135,18 +135,14 @@ def lineage(build: str, as_json: bool, **where: Any) -> None:
         facts = {"build": entry.build, "name": entry.name, "kind": entry.kind, "state": entry.state}
         return {"relation": relation, **facts, "reason": entry.reason}
 
-    result = {
-        "build": found.entry.build,
-        "base": found.entry.base,
-        "parents": [line(*pair) for pair in found.parents],
-        "children": [line(*pair) for pair in found.children],
-    }
-    lines = [f"{'from ' + row['relation']:>12}  {_row(row)}" for row in result["parents"]]
+    parents, children = ([line(*pair) for pair in pairs] for pairs in (found.parents, found.children))
+    result = {"build": found.entry.build, "base": found.entry.base, "parents": parents, "children": children}
+    lines = [f"{'from ' + row['relation']:>12}  {_row(row)}" for row in parents]
     if found.entry.base and not found.parents:
         lines.append(f"{'from base':>12}  {found.entry.base[:12]}  not in this registry")
     lines.append(f"{'':>12}  {found.entry.build[:12]}  {found.entry.state:<9}  {_plain(found.entry.name)}")
     into = {"base": "base of", "undo": "undone to", "rebase": "rebased to"}
-    lines += [f"{into[row['relation']]:>12}  {_row(row)}" for row in result["children"]]
+    lines += [f"{into[row['relation']]:>12}  {_row(row)}" for row in children]
     _show(result, "\n".join(lines), as_json)
 
 
