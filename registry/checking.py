@@ -60,8 +60,10 @@ def _of_build(entry: Entry, files: Sequence[StoredFile], examiner: _Examiner) ->
             damaged = damaged or file.path == MANIFEST
             yield Problem(entry.build, file.path, what)
     manifest = next((file for file in files if file.path == MANIFEST), None)
-    if not damaged and (what := list_flaw(entry.build, entry.kind, files, examiner.bytes_of(manifest))):
-        yield Problem(entry.build, "", f"its list of files was changed: {what}")
+    if damaged:
+        return
+    if flaw_of_list := list_flaw(entry.build, entry.kind, files, examiner.bytes_of(manifest)):
+        yield Problem(entry.build, "", f"its list of files was changed: {flaw_of_list}")
 
 
 class _Examiner:
