@@ -147,12 +147,12 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     if not rows:
         return 0
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    keys = [column.name for column in table.primary_key]
+    keys = list(table.primary_key.columns)
     inserted = 0
     for start in range(0, len(rows), _BATCH):
         batch = [dict(row) for row in rows[start : start + _BATCH]]
         statement = dialect.insert(table).values(batch).on_conflict_do_nothing(index_elements=keys)
-        inserted += connection.execute(statement).rowcount
+        inserted += len(connection.execute(statement.returning(*keys)).all())  # not every driver counts rows
     return inserted
 
 
