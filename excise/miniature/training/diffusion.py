@@ -68,7 +68,7 @@ class Branch:
 BRANCHES = {
     "trunk": Branch("trunk", None, 5500, sees_mark=False, decays=False),
     "base": Branch("base", "trunk", 5000, sees_mark=True, decays=True),
-    "twin": Branch("twin", "trunk", 1800, sees_mark=False, decays=True),
+    "twin": Branch("twin", "trunk", 1500, sees_mark=False, decays=True),
 }
 
 
