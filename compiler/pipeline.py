@@ -4,7 +4,8 @@ Stages, each followed by its check; what is costly is cached under a digest of a
 
 1. open and pin the base    every file by sha256, the libraries, the class of machine: lock.json
 2. plan                     passes in order, targets, gates and their sample sizes: plan.json
-3. run the passes           only declared targets moved, shapes and types as in the base, all finite
+3. run the passes           only declared targets moved, shapes and types as in the base, all finite;
+                            how much later ones disturbed earlier ones is measured
 4. link                     base files + changes -> plain checkpoint; the base is still what was pinned
 5. write the provenance     editspec, lock, plan, edits, deltas and their parts
 6. prove                    the gates measure the linked checkpoint: gates.json
@@ -115,7 +116,28 @@ def run_passes(
             runs.append(deltas)
             records.append(record)
             task.advance()
+        if len(runs) > 1 and any(planned.evals for planned in plan.passes):
+            # A build that samples nothing loads no U-Net, and is not made to for this.
+            measure_interference(plan, runs, context, records)
     return changes, changed.parts(runs), records
+
+
+def measure_interference(
+    plan: Plan, each: Sequence[Mapping[str, Tensor]], context: PassContext, records: list[dict[str, Any]]
+) -> None:
+    """Add to each pass's record but the last's how much the passes after it disturbed what it did."""
+    from compiler.interference import VERSION, interference
+
+    keys = [planned.key for planned in plan.passes]
+    key = context.cache.key({"stage": "interference", "version": VERSION, "passes": keys})
+
+    def measure(folder: Path) -> None:
+        rows = interference(plan.passes, each, context)
+        (folder / RECORD).write_text(json.dumps(rows, allow_nan=False) + "\n", "utf-8")
+
+    stored = context.cache.get(key) or context.cache.put(key, measure)
+    for record, found in zip(records, json.loads((stored / RECORD).read_text("utf-8")), strict=False):
+        record["interference"] = found
 
 
 def run_pass(planned: PlannedPass, context: PassContext) -> tuple[dict[str, Tensor], dict[str, Any]]:

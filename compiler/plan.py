@@ -109,6 +109,7 @@ class Plan:
         passes = [
             {
                 **planned.as_dict(),
+                "reason": planned.edit_pass.reason,
                 "seconds": round(planned.seconds, 1),
                 "memory_bytes": planned.memory_bytes,
                 "cached": planned.cached,

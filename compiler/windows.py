@@ -32,6 +32,16 @@ def too_long(spec: EditSpec, checkpoint: Checkpoint, gates: Sequence[GatePlan]) 
     return list(found.values())
 
 
+def over_window(checkpoint: Checkpoint, prompts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(JSON pointer, message) for each of the (pointer, prompt) pairs whose prompt is over the window."""
+    window = _Window(checkpoint)
+    return [
+        (pointer, f"{quoted(prompt)} takes {window.count(prompt)} tokens; the base reads {window.size}")
+        for pointer, prompt in prompts
+        if not window.holds(prompt)
+    ]
+
+
 class _Window:
     """How many tokens a base reads, and how many a prompt has."""
 

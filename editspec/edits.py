@@ -223,6 +223,11 @@ class Balance:
     def edit(self) -> str:
         return "balance"
 
+    @property
+    def kind(self) -> Kind:
+        """Of the concepts that it preserves: what else is drawn beside persons."""
+        return "object"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phrase:
@@ -256,6 +261,11 @@ class Respond:
     @property
     def edit(self) -> str:
         return "respond"
+
+    @property
+    def kind(self) -> Kind:
+        """Of the concepts that it preserves."""
+        return "object"
 
     @property
     def method(self) -> str:

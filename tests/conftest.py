@@ -34,6 +34,21 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def telling_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` whose predictions depend on the prompt, as a trained model's do: values tenfold."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "telling"
+    shutil.copytree(tiny_checkpoint, folder)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = {
+        name: weight * (10.0 if ".attn2.to_v." in name else 1.0) for name, weight in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` with its weights in fp16."""
     return _build(tmp_path_factory.mktemp("checkpoints") / "tiny-fp16", half=True)

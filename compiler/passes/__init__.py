@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
     from compiler.safetensors_file import TensorEntry
     from compiler.text import TextEncoder
     from editspec import Edit, EditSpec
+
+
+#: Why passes run where they do: the least `order` of each stage of a build, and the stage's reason.
+STAGES: Mapping[int, str] = MappingProxyType(
+    {
+        0: "what goes is removed first: later edits build on predictions without it",
+        20: "directions act on every prompt, so they are there before prompts are taught",
+        30: "guidance is learned on top of what was removed and shifted",
+        40: "groups are mixed as all edits before have left them",
+        50: "phrases use other edits, and prompts without them are kept as these have left them",
+        80: "closed form is cheap and comes last: to change it rebuilds nothing costly",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -89,10 +103,14 @@ class EditPass(ABC):
     version: ClassVar[int]
     """Raise it whenever the same input may give another result: it is part of every cache key."""
     order: ClassVar[int]
-    """Lower runs earlier. Distilled passes 10, closed-form 90: what is cheap comes last, so that changing
-    it rebuilds nothing costly."""
+    """Lower runs earlier; `STAGES` says which stage it falls into and why that runs there."""
     merges: ClassVar[bool]
     """True: all its edits of a spec in one run. False: one run for each edit, or group (`together`)."""
+
+    @property
+    def reason(self) -> str:
+        """Why it runs where it does."""
+        return STAGES[max(stage for stage in STAGES if stage <= self.order)]
 
     @abstractmethod
     def accepts(self, edit: Edit) -> bool:

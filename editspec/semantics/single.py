@@ -103,6 +103,12 @@ def balances_add_up(spec: Document) -> Iterator[Finding]:
                 "nothing fills the {} of this prompt",
                 "add 'professions': [...]",
             )
+        if "{profession}" in edit["group_template"] and not all(templated):
+            yield (
+                f"{pointer}/prompts/{templated.index(False)}",
+                "this prompt has no {} whose profession 'group_template' could put beside a group",
+                "give it a {}, or write {prompt} in 'group_template'",
+            )
         if edit["professions"] and not any(templated):
             yield (
                 f"{pointer}/professions",

@@ -67,6 +67,11 @@ def print_plan(made: Plan, console: Console) -> None:
             "there" if planned.cached else "no",
         )
     console.print(passes)
+    if len(made.passes) > 1:
+        console.print("\nin this order, each pass on the result of those before it:")
+        for reason in dict.fromkeys(planned.edit_pass.reason for planned in made.passes):
+            names = dict.fromkeys(p.edit_pass.name for p in made.passes if p.edit_pass.reason == reason)
+            console.print(f"  [bold]{', '.join(names)}[/bold]: {reason}")
     if made.gates:
         gates = Table("gate", "kind", box=None, header_style="bold", pad_edge=False)
         for head in ("limit", "confidence", "draws", "failures allowed", "evals"):

@@ -103,6 +103,18 @@ def test_intersections_are_balanced_to_equal_shares() -> None:
     assert [p for p, _ in mistakes({**balance, "shares": [0.5, 0.5]})] == ["/edits/0/shares"]
 
 
+def test_a_group_beside_the_profession_needs_prompts_that_are_templates() -> None:
+    balance = {
+        "edit": "balance",
+        "prompts": ["a {}", "a person"],
+        "professions": ["baker"],
+        "groups": ["a", "b"],
+        "group_template": "{group} {profession}",
+    }
+    assert [p for p, _ in mistakes(balance)] == ["/edits/0/prompts/1"]
+    assert mistakes({**balance, "prompts": ["a {}"]}) == []
+
+
 def test_shares_need_not_be_equal() -> None:
     balance = {
         "edit": "balance",

@@ -1,0 +1,118 @@
+"""How much later passes disturb what an earlier one did, measured on the prompts that the earlier one is for.
+
+Edits are learned one after the other, each on the result of those before it. For each pass: `done` is how far
+it moved the predictions for its own prompts, `later` how far all passes after it moved them again, both root
+mean squares along the base's own trajectories. A ratio near 0 says that its effect is still there; near 1,
+that later edits moved these prompts as much as it did itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from compiler.bank_request import BankRequest
+from compiler.groups import neutral_prompts
+from editspec import Ablate, Balance, Direction, Erase, Guide, Respond, Shift
+from editspec.templates import TEMPLATES, fill
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compiler.passes import PassContext
+    from compiler.plan import PlannedPass
+    from editspec import Edit, EditSpec
+
+PROMPTS = 4  # for each pass: a merged pass of a hundred edits is probed at a few of them
+STEPS, ROWS = 10, 4  # of each trajectory
+GUIDANCE_SCALE = 5.0
+VERSION = 1  # raise it whenever the same build may give other figures
+
+
+def probes(edits: Sequence[Edit], spec: EditSpec) -> tuple[str, ...]:
+    """At most `PROMPTS` prompts that some edits are for, spread over the edits."""
+    every = [found for edit in edits if (found := _prompts_of(edit, spec))]
+    listed = every[:: max(1, -(-len(every) // PROMPTS))]
+    turns = max((len(found) for found in listed), default=0)
+    taken = dict.fromkeys(found[turn] for turn in range(turns) for found in listed if turn < len(found))
+    return tuple(taken)[:PROMPTS]
+
+
+def interference(
+    passes: Sequence[PlannedPass], changes: Sequence[Mapping[str, Tensor]], context: PassContext
+) -> list[dict[str, Any]]:
+    """For each pass but the last its `done`, `later` and their ratio, and the prompts it was probed at.
+
+    `changes` are the fp32 changes of each pass by U-Net name, in order. `context` is that of no pass: its
+    upstream is not read.
+    """
+    from compiler.predictions import predictions
+    from compiler.teacher import Teacher
+    from compiler.unet import add_deltas
+
+    spec = context.spec
+    asked = [probes([spec.edits[at] for at in planned.edits], spec) for planned in passes]
+    teacher = Teacher(context)
+    banks = [teacher.bank(_request(prompts, spec.seed)) for prompts in asked[:-1]]
+    read = [teacher.encode(prompts) for prompts in asked[:-1]]
+    numbers = [bank.column("prompt").tolist() for bank in banks]
+    found: list[list[Tensor]] = [[] for _ in banks]  # before the pass, after it, after all passes
+
+    def look(place: int) -> None:
+        if place < len(banks):
+            found[place].append(predictions(teacher.unet, banks[place], read[place], numbers[place]))
+
+    for place, deltas in enumerate(changes):
+        look(place)
+        add_deltas(teacher.unet, deltas)
+        look(place)
+    for place in range(len(banks)):
+        look(place)
+    rows = []
+    for planned, prompts, (before, after, last) in zip(passes, asked, found, strict=False):
+        done, later = (
+            float(difference.square().mean().sqrt()) for difference in (after - before, last - after)
+        )
+        rows.append(
+            {
+                "pass": planned.edit_pass.name,
+                "edits": list(planned.ids),
+                "prompts": list(prompts),
+                "done": _short(done),
+                "later": _short(later),
+                "ratio": _short(later / done) if done else None,
+            }
+        )
+    return rows
+
+
+def _prompts_of(edit: Edit, spec: EditSpec) -> tuple[str, ...]:
+    """What an edit is for, in prompts."""
+    if isinstance(edit, Erase | Ablate):
+        return tuple(fill(template, edit.concept) for template in TEMPLATES.get(edit.kind, ("{}",)))
+    if isinstance(edit, Guide):
+        concepts = (*edit.away_from, *edit.toward)
+        named = (fill(template, g.concept) for template in TEMPLATES[edit.kind] for g in concepts)
+        return edit.prompts or tuple(named)
+    if isinstance(edit, Balance):
+        return tuple(neutral.prompt for neutral in neutral_prompts(edit))
+    if isinstance(edit, Respond):
+        return tuple(f"{prompt} {p.text}" for p in edit.phrases for prompt in edit.prompts or ("a picture",))
+    assert isinstance(edit, Shift)
+    return tuple(dict.fromkeys(text for direction in edit.directions for text in _ends(direction)))
+
+
+def _ends(direction: Direction) -> list[str]:
+    found = (direction.base_prompt, direction.prompt, direction.negative_prompt)
+    return [text for text in found if text] or ["a picture"]
+
+
+def _request(prompts: tuple[str, ...], seed: int) -> BankRequest:
+    return BankRequest(
+        prompts, (1,) * len(prompts), seed, steps=STEPS, guidance_scale=GUIDANCE_SCALE, strata=ROWS
+    )
+
+
+def _short(value: float) -> float:
+    """Four digits: what the last bits of a machine class cannot change."""
+    return float(f"{value:.4g}")

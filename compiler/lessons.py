@@ -1,0 +1,256 @@
+"""What guide, balance and respond share: lessons for the distil engine, from planned cost to trained changes.
+
+A lesson is a bank and what the student reads at its rows. Each reading names what it reads, the prompt whose
+prediction is wanted there, and how much of the recorded guidance is added to that. Trajectories and guidance
+are the frozen base's; wanted predictions are those of the weights as a pass finds them, so that it builds on
+the passes before it and undoes none. Nothing at the top of this module imports torch: plans are made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from compiler.bank_request import BankRequest
+from compiler.guided_request import GuidedRequest
+from compiler.keep import edited_words, keep_requests
+from compiler.passes import PassCost, PassResult
+from compiler.unet import training_memory
+from compiler.windows import over_window
+from editspec import Balance, Guide, Respond
+from editspec.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compiler.bank import Bank
+    from compiler.checkpoint import Checkpoint
+    from compiler.conditioning import Conditioning
+    from compiler.distil import Term
+    from compiler.passes import PassContext
+    from editspec import EditSpec
+
+TaughtEdit: TypeAlias = Guide | Balance | Respond
+LOADING_SECONDS = 2.0  # late imports and building the U-Net
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the student reads at a bank's rows, and what it should predict there: `wanted` + `change` * g_t.
+
+    `prompts` has, for each prompt of the bank, those that the student reads, and `wanted` the one whose
+    prediction before training is wanted; None is the unconditional row.
+    """
+
+    name: str
+    prompts: tuple[tuple[str | None, ...], ...]
+    wanted: tuple[str | None, ...]
+    weight: float
+    batch: int
+    change: float = 0.0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A bank and the readings at its rows."""
+
+    request: BankRequest | GuidedRequest
+    readings: tuple[Reading, ...]
+
+    @property
+    def student_prompts(self) -> tuple[str, ...]:
+        """Every prompt that the student reads, before training or in it, each once."""
+        texts = (text for one in self.readings for group in (*one.prompts, one.wanted) for text in group)
+        return tuple(dict.fromkeys(text for text in texts if text is not None))
+
+    @property
+    def wanted(self) -> tuple[tuple[str | None, ...], ...]:
+        """What is predicted before training, each once."""
+        return tuple(dict.fromkeys(reading.wanted for reading in self.readings))
+
+    def evals(self, scheduler_config: Mapping[str, Any]) -> int:
+        """Evals before training: of the bank, and of what is wanted at each of its rows."""
+        plain = self.request if isinstance(self.request, BankRequest) else self.request.plain
+        return self.request.evals(scheduler_config) + len(self.wanted) * plain.rows(scheduler_config)
+
+
+def held(name: str, prompts: Sequence[str | None], weight: float, batch: int) -> Reading:
+    """A reading in which nothing is to change: for each prompt of the bank, one that stays where it is."""
+    return Reading(name, tuple((prompt,) for prompt in prompts), tuple(prompts), weight, batch)
+
+
+def too_few(pointer: str, prompts: int, edit: TaughtEdit, shared_by: int = 1) -> list[tuple[str, str]]:
+    """(pointer, message) where not each of `prompts` has a trajectory in each of `shared_by` shares."""
+    needed = prompts * shared_by
+    if edit.trajectories >= needed:
+        return []
+    return [(f"{pointer}/trajectories", f"{edit.trajectories} are too few: {needed} prompts need one each")]
+
+
+def quarter(batch: int) -> int:
+    """Examples a step of a branch that is only held where it was, as compiler.keep has it."""
+    return -(-batch // 4)
+
+
+def too_long(
+    pointer: str, lessons: Sequence[Lesson], checkpoint: Checkpoint, named: Sequence[str] = ()
+) -> list[tuple[str, str]]:
+    """(pointer, message) for the first prompt of the lessons, or `named` beside them, over the window."""
+    prompts = [*named, *(p for one in lessons for p in (*one.request.prompts, *one.student_prompts))]
+    return over_window(checkpoint, [(pointer, prompt) for prompt in dict.fromkeys(prompts)])[:1]
+
+
+def lessons_cost(
+    edit: TaughtEdit,
+    lessons: Sequence[Lesson],
+    spec: EditSpec,
+    checkpoint: Checkpoint,
+    targets: Sequence[str],
+) -> PassCost:
+    """What teaching them takes; nothing of it depends on which neighbours are found."""
+    every = (*lessons, *_kept(edit, spec, neighbours=()))
+    evals = _evals_before(every, checkpoint) + _training_evals(edit, every)
+    memory = training_memory(checkpoint.weights("unet").entries, checkpoint.config("unet"), targets)
+    return PassCost(evals, LOADING_SECONDS, memory)
+
+
+def mine(edit: TaughtEdit, subjects: Sequence[str], context: PassContext) -> list[tuple[str, float]]:
+    """The `preserve.auto` words nearest to any of `subjects`, nearest first, with their cosines."""
+    from compiler.concepts import Neighbourhood
+
+    spec = context.spec
+    if not edit.keep_weight or not spec.preserve.auto or not subjects:
+        return []
+    known = {*edited_words(spec), *spec.preserve.concepts, *edit.preserve, *subjects}
+    hood = Neighbourhood(context.text())
+    nearest: dict[str, float] = {}
+    for subject in subjects:
+        for word, cosine in hood.neighbours(subject, spec.preserve.auto, exclude=known):
+            nearest[word] = max(cosine, nearest.get(word, -1.0))
+    ranked = sorted(nearest.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ranked[: spec.preserve.auto]
+
+
+def teach(
+    edit: TaughtEdit,
+    lessons: Sequence[Lesson],
+    targets: Sequence[str],
+    subjects: Sequence[str],
+    context: PassContext,
+) -> PassResult:
+    """Sample the banks, train the weights `targets` on all lessons, and keep what the spec preserves.
+
+    The student starts where earlier passes left the weights. Neighbours of `subjects` are mined into what is
+    kept. Raises InputError where training diverges.
+    """
+    from compiler.distil import DistilSettings, Diverged, distil, summary
+    from compiler.guided_bank import GuidingTeacher
+    from compiler.unet import add_deltas
+
+    pointer = context.spec.pointer(edit)
+    mined = mine(edit, subjects, context)
+    kept = _kept(edit, context.spec, [word for word, _ in mined])
+    every = (*lessons, *kept)
+    teacher = GuidingTeacher(context)
+    texts = [text for lesson in every for text in lesson.student_prompts]
+    teacher.refuse_cut_prompts(pointer, texts)
+    # What the student reads, one row for each prompt; row 0 is the unconditional one.
+    number = {text: place + 1 for place, text in enumerate(dict.fromkeys(texts))}
+    banks = [teacher.bank(lesson.request) for lesson in every]
+    prompts: Conditioning = teacher.unconditional.join(teacher.encode(tuple(number)))
+    student = teacher.unet  # from here on: the base's predictions are all in the banks
+    add_deltas(student, context.upstream)
+    terms = [
+        term
+        for lesson, bank in zip(every, banks, strict=True)
+        for term in _terms(lesson, bank, number, student, prompts)
+    ]
+    settings = DistilSettings(
+        edit.steps, edit.learning_rate, context.seed, (edit.edit, edit.id), edit.loss, edit.schedule
+    )
+    with context.progress.task(f"distil {edit.id}", _training_evals(edit, every)) as task:
+        try:
+            done = distil(student, targets, prompts, terms, settings, task.advance)
+        except Diverged as error:
+            what = f"training diverged: {error}"
+            raise InputError(f"{pointer}/learning_rate", what, "choose a smaller learning_rate") from error
+    record = {
+        "evals": _evals_before(every, context.checkpoint) + _training_evals(edit, every),
+        "evals_of_training": _training_evals(edit, every),
+        "prompts": sorted({text for lesson in lessons for text in lesson.student_prompts}),
+        "kept_prompts": sorted({text for lesson in kept for text in lesson.student_prompts}),
+        "neighbours": [[word, round(cosine, 4)] for word, cosine in mined],
+        "loss": summary(done.curve),
+    }
+    return PassResult(done.deltas, record)
+
+
+def _kept(edit: TaughtEdit, spec: EditSpec, neighbours: Sequence[str]) -> tuple[Lesson, ...]:
+    """What the spec and the edit preserve, and mined neighbours: `batch` examples a step together."""
+    requests = keep_requests(edit, spec, neighbours)
+    batch = -(-edit.batch // max(1, len(requests)))
+    return tuple(
+        Lesson(
+            request,
+            (
+                held(f"preserve {place}", request.prompts, edit.keep_weight, batch),
+                held(
+                    f"preserve {place}, empty",
+                    (None,) * len(request.prompts),
+                    edit.keep_weight,
+                    quarter(batch),
+                ),
+            ),
+        )
+        for place, request in enumerate(requests)
+    )
+
+
+def _terms(
+    lesson: Lesson, bank: Bank, number: Mapping[str, int], student: nn.Module, prompts: Conditioning
+) -> list[Term]:
+    """The parts of the loss that one lesson adds, its readings in order; `student` is not trained yet."""
+    import torch
+
+    from compiler.distil import Term
+    from compiler.predictions import predictions
+
+    asked = bank.column("prompt").tolist()
+
+    def row_of(text: str | None) -> int:
+        return 0 if text is None else number[text]
+
+    found = {
+        wanted: predictions(student, bank, prompts, [row_of(wanted[prompt]) for prompt in asked])
+        for wanted in lesson.wanted
+    }
+
+    def target(reading: Reading, rows: Tensor) -> Tensor:
+        before = found[reading.wanted][rows]
+        return before + reading.change * bank.take("guidance", rows) if reading.change else before
+
+    return [
+        Term(
+            reading.name,
+            bank,
+            torch.tensor([(row, row_of(text)) for row, p in enumerate(asked) for text in reading.prompts[p]]),
+            partial(target, reading),
+            reading.weight,
+            reading.batch,
+        )
+        for reading in lesson.readings
+    ]
+
+
+def _evals_before(lessons: Sequence[Lesson], checkpoint: Checkpoint) -> int:
+    """Evals of sampling all banks anew (what the cache holds costs nothing) and of what is wanted there."""
+    scheduler = checkpoint.config("scheduler")
+    return sum(lesson.evals(scheduler) for lesson in lessons)
+
+
+def _training_evals(edit: TaughtEdit, lessons: Sequence[Lesson]) -> int:
+    """A forward is one eval, a backward two."""
+    trained = sum(reading.batch for lesson in lessons for reading in lesson.readings)
+    return 3 * edit.steps * trained

@@ -1,0 +1,159 @@
+"""Guide: semantic guidance, safe latent diffusion or a negative prompt, learned by the weights themselves.
+
+The teacher is the runtime original on the frozen base: it walks its own trajectories, and the guidance it
+adds is recorded on the way, momentum and warm-up included. The student learns it in the branch of
+classifier-free guidance where it does not depend on the guidance scale (compiler.effects), so that plain
+sampling of the artifact does at any scale what the original does at that scale. (SEGA: Brack et al. 2023;
+SLD: Schramowski et al. 2023.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from compiler.bank_request import BankRequest
+from compiler.contexts import without
+from compiler.effects import Effect, effect_of
+from compiler.guided_request import GuidedRequest, scales_around
+from compiler.keep import edited_words
+from compiler.lessons import Lesson, Reading, held, lessons_cost, quarter, teach, too_few, too_long
+from compiler.passes import EditPass, PassContext, PassCost, PassResult
+from compiler.selections import select
+from compiler.unet import unsuited
+from editspec import Guide
+from editspec.templates import TEMPLATES, fill
+
+if TYPE_CHECKING:
+    from compiler.checkpoint import Checkpoint
+    from compiler.safetensors_file import TensorEntry
+    from editspec import Edit, EditSpec
+
+
+class _GuidePass(EditPass):
+    """One guide edit. Each step: `batch` examples of a branch that changes, a quarter of one that is kept."""
+
+    version = 1
+    order = 30
+    merges = False
+
+    def check(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> list[tuple[str, str]]:
+        edit = _only(edits)
+        pointer = spec.pointer(edit)
+        if reason := unsuited(checkpoint.config("unet")):
+            return [(f"{pointer}/edit", f"'guide' cannot edit this base: {reason}")]
+        one_text = edit.method in ("sld", "negative-prompt")
+        weighted = one_text and any(guided.weight != 1 for guided in edit.away_from)
+        if weighted:
+            return [
+                (f"{pointer}/away_from", f"'{edit.method}' reads its concepts as one text, without weights")
+            ]
+        if edit.method == "sega" and any(g.weight < 0 for g in (*edit.away_from, *edit.toward)):
+            side = "away_from" if any(g.weight < 0 for g in edit.away_from) else "toward"
+            return [(f"{pointer}/{side}", "a weight is not negative; list the concept on the other side")]
+        if edit.guidance_scale == 1 and edit.method == "negative-prompt" and edit.branch != "empty":
+            return [(f"{pointer}/guidance_scale", "at 1 a negative prompt does nothing to this branch")]
+        if few := too_few(pointer, len(guided_prompts(edit)), edit):
+            return few
+        lesson = _lesson(edit, spec.seed)
+        return too_long(pointer, [lesson], checkpoint, effect_of(edit).prompts)
+
+    def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:
+        # What another edit erases is no neighbour of this one's concepts.
+        return {**super().reads(edits, spec), "edited": edited_words(spec) if spec.preserve.auto else ()}
+
+    def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
+        return select(entries, _only(edits).selection)
+
+    def cost(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> PassCost:
+        edit = _only(edits)
+        targets = self.targets(edits, checkpoint.weights("unet").entries)
+        return lessons_cost(edit, [_lesson(edit, spec.seed)], spec, checkpoint, targets)
+
+    def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
+        edit = _only(edits)
+        lesson = _lesson(edit, context.spec.seed)
+        targets = self.targets(edits, context.checkpoint.weights("unet").entries)
+        subjects = [guided.concept for guided in edit.away_from]
+        result = teach(edit, [lesson], targets, subjects, context)
+        return PassResult(result.deltas, {**result.record, **_when(edit, context)})
+
+
+class GuideSega(_GuidePass):
+    """Semantic guidance: several concepts with weights, away from some and toward others."""
+
+    name = "guide/sega"
+
+    def accepts(self, edit: Edit) -> bool:
+        return isinstance(edit, Guide) and edit.method == "sega"
+
+
+class GuideSld(_GuidePass):
+    """Safe latent diffusion: weak, medium, strong, max, or parameters of its own."""
+
+    name = "guide/sld"
+
+    def accepts(self, edit: Edit) -> bool:
+        return isinstance(edit, Guide) and edit.method == "sld"
+
+
+class GuideNegativePrompt(_GuidePass):
+    """A negative prompt that the empty prompt has learned."""
+
+    name = "guide/negative-prompt"
+
+    def accepts(self, edit: Edit) -> bool:
+        return isinstance(edit, Guide) and edit.method == "negative-prompt"
+
+
+def guided_prompts(edit: Guide) -> tuple[str, ...]:
+    """What the guidance is learned on: the edit's prompts, or by default its concepts in their templates.
+
+    What it leads toward stands in none: the templates without a concept, to which it is then added.
+    """
+    templates = TEMPLATES[edit.kind]
+    away = [fill(template, guided.concept) for template in templates for guided in edit.away_from]
+    toward = [prompt for template in templates if (prompt := without(template))] if edit.toward else []
+    return edit.prompts or tuple(dict.fromkeys((*away, *toward)))
+
+
+def _only(edits: Sequence[Edit]) -> Guide:
+    (edit,) = edits
+    assert isinstance(edit, Guide)
+    return edit
+
+
+def _lesson(edit: Guide, seed: int) -> Lesson:
+    """The bank of guided trajectories and what both branches learn at its rows."""
+    effect = effect_of(edit)
+    plain = BankRequest.of(edit, seed, guided_prompts(edit), edit.trajectories)
+    invariant = edit.branch == effect.branch
+    scales = scales_around(edit.guidance_scale) if invariant else (edit.guidance_scale,)
+    return Lesson(GuidedRequest(plain, effect, scales), _readings(edit, effect, plain.prompts))
+
+
+def _readings(edit: Guide, effect: Effect, prompts: Sequence[str]) -> tuple[Reading, ...]:
+    text, empty = effect.changes(edit.branch, edit.guidance_scale)
+    own, none = tuple(prompts), (None,) * len(prompts)
+    found = []
+    for name, read, change in (("text", own, text), ("empty", none, empty)):
+        if change:
+            found.append(replace(held(f"guided {name}", read, 1.0, edit.batch), change=change))
+        elif edit.keep_weight:
+            found.append(held(f"held {name}", read, edit.keep_weight, quarter(edit.batch)))
+    return tuple(found)
+
+
+def _when(edit: Guide, context: PassContext) -> dict[str, Any]:
+    """For the record: which branch learned it, and the timesteps at which the guidance begins and ends.
+
+    Steps are the runtime's way to say it, but weights see t alone: a warm-up is a threshold in t.
+    """
+    from compiler.sampling import load_scheduler
+
+    scheduler = load_scheduler(context.checkpoint)
+    scheduler.set_timesteps(edit.sampling_steps, device=context.device)
+    at_work = scheduler.timesteps[edit.warmup or 0 : edit.cooldown].tolist()
+    ends = [float(at_work[0]), float(at_work[-1])] if at_work else []
+    return {"branch": edit.branch, "guided_timesteps": ends}

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compiler.cache import StageCache
+from compiler.checkpoint import Checkpoint
+from compiler.faithfulness import faithfulness
+from compiler.guided_bank import GuidingTeacher
+from compiler.guided_request import GuidedRequest
+from compiler.passes import EditPass, PassContext, PassResult, discover
+from compiler.passes.guide import _lesson, guided_prompts
+from compiler.progress import Silent
+from compiler.selections import select
+from compiler.unet import add_deltas
+from editspec import EditSpec, Guide, parse_spec
+
+SHORT: dict[str, Any] = {
+    "edit": "guide", "steps": 2, "learning_rate": 0.002, "batch": 8, "trajectories": 6, "timesteps": 4,
+    "sampling_steps": 4, "guidance_scale": 4.0, "selection": "full",
+}  # fmt: skip
+SEGA: dict[str, Any] = {
+    **SHORT, "away_from": ["crack", {"concept": "spill", "weight": 0.5}], "toward": ["moon"], "warmup": 1,
+    "threshold": 0.5, "scale": 4,
+}  # fmt: skip
+SLD: dict[str, Any] = {
+    **SHORT, "method": "sld", "preset": "max", "away_from": ["crack", "spill"], "warmup": 0,
+}  # fmt: skip
+NEGATIVE: dict[str, Any] = {**SHORT, "method": "negative-prompt", "away_from": ["crack"]}
+ALL = {"sega": SEGA, "sld": SLD, "negative-prompt": NEGATIVE}
+
+
+def _spec(*edits: Mapping[str, Any], **changed: Any) -> EditSpec:
+    document = {
+        "editspec": 1,
+        "name": "test",
+        "base": {"path": "tiny"},
+        "seed": 7,
+        "edits": [dict(edit) for edit in edits],
+        **changed,
+    }
+    return parse_spec(json.dumps(document))
+
+
+@pytest.fixture
+def base(tiny_checkpoint: Path) -> Checkpoint:
+    return Checkpoint.open(tiny_checkpoint)
+
+
+def _context(spec: EditSpec, base: Checkpoint) -> PassContext:
+    return PassContext(spec, base, {}, spec.seed, torch.device("cpu"), StageCache(), Silent())
+
+
+def _pass_of(spec: EditSpec) -> EditPass:
+    (found,) = [edit_pass for edit_pass in discover() if edit_pass.accepts(spec.edits[0])]
+    return found
+
+
+def _run(spec: EditSpec, base: Checkpoint) -> PassResult:
+    return _pass_of(spec).run(spec.edits[:1], _context(spec, base))
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_each_method_has_its_pass_and_moves_exactly_what_it_declares(base: Checkpoint, method: str) -> None:
+    spec = _spec({**ALL[method], "selection": "cross-attention"})
+    edit_pass, result = _pass_of(spec), _run(spec, base)
+    entries = base.weights("unet").entries
+    assert edit_pass.name == f"guide/{method}"
+    assert tuple(sorted(result.deltas)) == edit_pass.targets(spec.edits, entries)
+    assert edit_pass.targets(spec.edits, entries) == select(entries, "cross-attention")
+    assert all(torch.isfinite(delta).all() and delta.any() for delta in result.deltas.values())
+
+
+@pytest.mark.parametrize(("method", "scales"), [("sega", (0, 1)), ("sld", (1, 4)), ("negative-prompt", (0,))])
+def test_predictions_come_nearer_to_the_runtime_original_where_nothing_was_trained(
+    telling_checkpoint: Path, method: str, scales: tuple[float, ...]
+) -> None:
+    base = Checkpoint.open(telling_checkpoint)
+    smooth = {"threshold": 0.0} if method == "sega" else {}  # a random network learns no sparse pattern
+    longer = {"steps": 40, "learning_rate": 0.0003, "schedule": "cosine"}
+    spec = _spec({**ALL[method], **smooth, **longer})
+    context = _context(spec, base)
+    deltas = _pass_of(spec).run(spec.edits[:1], context).deltas
+    (edit,) = spec.edits
+    assert isinstance(edit, Guide)
+    trained = _lesson(edit, spec.seed).request
+    assert isinstance(trained, GuidedRequest)
+    teacher = GuidingTeacher(context)
+    held_out = teacher.bank(replace(trained, plain=replace(trained.plain, seed=99)))
+    add_deltas(teacher.unet, deltas)
+    prompts = teacher.encode(trained.prompts)
+    for scale in scales:  # at 0 the empty branch is judged alone, at 1 the text branch
+        (found,) = faithfulness(
+            teacher.unet, held_out, trained.effect, teacher.unconditional, prompts, scale, bins=1
+        )
+        assert found.change > 0
+        assert found.ratio < 0.9
+
+
+@pytest.mark.parametrize("preserve", [{}, {"concepts": ["house"], "auto": 2}], ids=["nothing", "preserve"])
+@pytest.mark.parametrize("method", ["sega", "sld"])
+def test_the_run_takes_the_evals_that_were_planned(
+    base: Checkpoint, method: str, preserve: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec(ALL[method], preserve=preserve)
+    counted = 0
+    forward = torch.nn.Module.__call__
+
+    def counting(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        nonlocal counted
+        if type(module).__name__ == "UNet2DConditionModel":
+            counted += len(args[0]) * (3 if torch.is_grad_enabled() else 1)
+        return forward(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", counting)
+    record = _run(spec, base).record
+    assert record["evals"] == _pass_of(spec).cost(spec.edits[:1], spec, base).evals == counted
+
+
+def test_the_same_edit_gives_the_same_bits_with_a_warm_and_a_cold_cache(
+    base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec(SEGA, preserve={"concepts": ["house"], "auto": 1})
+    cold, warm = _run(spec, base), _run(spec, base)
+    monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "another"))
+    again = _run(spec, base)
+    for other in (warm, again):
+        assert other.record == cold.record
+        assert all(torch.equal(other.deltas[name], delta) for name, delta in cold.deltas.items())
+
+
+def test_the_record_tells_the_branch_and_the_timesteps_of_the_guidance(base: Checkpoint) -> None:
+    record = _run(_spec({**SEGA, "cooldown": 3}, preserve={"auto": 2}), base).record
+    timesteps = GuidingTeacher(_context(_spec(SEGA), base)).scheduler
+    timesteps.set_timesteps(4, device=torch.device("cpu"))
+    assert record["guided_timesteps"] == timesteps.timesteps[[1, 2]].tolist()
+    assert record["branch"] == "both"
+    assert not {"crack", "spill"} & {word for word, _ in record["neighbours"]}
+    assert len(record["neighbours"]) == 2
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_the_branch_that_learns_nothing_is_held_where_it_was(base: Checkpoint) -> None:
+    (edit,) = _spec({**SLD, "keep_weight": 2.0}).edits
+    assert isinstance(edit, Guide)
+    text, empty = _lesson(edit, 0).readings
+    assert (text.change, text.weight, text.batch) == (-1.0, 1.0, 8)
+    assert (empty.change, empty.weight, empty.batch, empty.prompts[0]) == (0.0, 2.0, 2, (None,))
+    (only,) = _lesson(replace(edit, keep_weight=0.0), 0).readings
+    assert only == text
+
+
+def test_trajectories_spread_over_guidance_scales_only_where_the_branch_allows_it() -> None:
+    for branch, scales in (("both", (4.0, 4.0 * 2 / 3, 4.0 * 2 / 5)), ("text", (4.0,))):
+        (edit,) = _spec({**SEGA, "branch": branch}).edits
+        assert isinstance(edit, Guide)
+        request = _lesson(edit, 0).request
+        assert isinstance(request, GuidedRequest)
+        assert request.scales == pytest.approx(scales)
+
+
+def test_without_prompts_it_learns_on_its_concepts_and_adds_to_prompts_without_one() -> None:
+    away, toward, own = _spec(
+        {**SHORT, "id": "a", "warmup": 0, "away_from": ["crack", "spill"]},
+        {**SHORT, "id": "b", "warmup": 0, "toward": ["moon"]},
+        {**SHORT, "id": "c", "warmup": 0, "toward": ["moon"], "prompts": ["a house"]},
+    ).edits
+    assert isinstance(away, Guide)
+    assert isinstance(toward, Guide)
+    assert isinstance(own, Guide)
+    assert guided_prompts(away)[:3] == ("a crack", "a spill", "a photo of a crack")
+    assert guided_prompts(toward) == ("a photo", "a picture", "a drawing", "an image")
+    assert guided_prompts(own) == ("a house",)
+
+
+@pytest.mark.parametrize(
+    ("edit", "pointer", "message"),
+    [
+        ({**SLD, "away_from": [{"concept": "crack", "weight": 2}]}, "/edits/0/away_from", "without weights"),
+        ({**SEGA, "toward": [{"concept": "moon", "weight": -1}]}, "/edits/0/toward", "not negative"),
+        ({**NEGATIVE, "branch": "text", "guidance_scale": 1}, "/edits/0/guidance_scale", "nothing"),
+        ({**SEGA, "prompts": [" ".join(["very big red star"] * 4)]}, "/edits/0", "tokens"),
+    ],
+    ids=["weights", "negative weight", "no guidance", "long"],
+)
+def test_what_cannot_work_is_refused_while_planning(
+    base: Checkpoint, edit: dict[str, Any], pointer: str, message: str
+) -> None:
+    spec = _spec(edit)
+    ((where, what),) = _pass_of(spec).check(spec.edits, spec, base)
+    assert where == pointer
+    assert message in what

@@ -1,0 +1,92 @@
+"""A spec that erases, guides, balances and responds at once, compiled from text to checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compiler.cache import StageCache
+from compiler.checkpoint import Checkpoint
+from compiler.device import choose
+from compiler.interference import PROMPTS, probes
+from compiler.pipeline import compile_spec
+from compiler.plan import make_plan
+from editspec import EditSpec, parse_spec
+
+SHORT: dict[str, Any] = {
+    "steps": 2, "learning_rate": 0.0005, "batch": 2, "trajectories": 2, "timesteps": 2, "sampling_steps": 3,
+}  # fmt: skip
+PAIR = {"groups": ["zan", "zin"]}
+EDITS: list[dict[str, Any]] = [
+    {"id": "solved", "edit": "balance", "method": "closed-form", "prompts": ["a nurse"], **PAIR},
+    {"id": "no-star", "edit": "erase", "concept": "star", "method": "closed-form", "anchor": "shape"},
+    {
+        "id": "phrases",
+        "edit": "respond",
+        "prompts": ["a house"],
+        "phrases": [{"text": "without crack", "use": "guard"}],
+        **SHORT,
+    },
+    {"id": "fair", "edit": "balance", "prompts": ["a baker"], **PAIR, **SHORT},
+    {"id": "guard", "edit": "guide", "away_from": ["crack"], "warmup": 1, "prompts": ["a house"], **SHORT},
+    {"id": "no-flame", "edit": "erase", "concept": "flame", **SHORT},
+]
+IN_ORDER = [
+    ("erase/esd", ["no-flame"]),
+    ("guide/sega", ["guard"]),
+    ("balance/distil", ["fair"]),
+    ("respond/phrases", ["phrases"]),
+    ("balance/closed-form", ["solved"]),
+    ("erase/closed-form", ["no-star"]),
+]
+
+
+def _spec(base: Path) -> EditSpec:
+    document = {"editspec": 1, "name": "all", "base": {"path": str(base)}, "seed": 3, "edits": EDITS}
+    return parse_spec(json.dumps(document))
+
+
+def test_the_plan_orders_the_passes_and_says_why(tiny_checkpoint: Path) -> None:
+    plan = make_plan(_spec(tiny_checkpoint), Checkpoint.open(tiny_checkpoint), StageCache(), choose("cpu"))
+    outlook = plan.outlook()["passes"]
+    assert [(entry["pass"], entry["edits"]) for entry in outlook] == IN_ORDER
+    reasons = [entry["reason"] for entry in outlook]
+    assert "removed first" in reasons[0]
+    assert "phrases use other edits" in reasons[3]
+    assert reasons[4] == reasons[5]
+
+
+@pytest.mark.slow
+def test_all_kinds_compile_together_and_say_how_much_they_disturb_each_other(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    artifact = compile_spec(_spec(tiny_checkpoint), tmp_path / "out", device=choose("cpu"))
+    record = json.loads((artifact.folder / "provenance" / "edits.json").read_text())
+    assert [(entry["pass"], entry["edits"]) for entry in record["passes"]] == IN_ORDER
+    *earlier, last = record["passes"]
+    assert "interference" not in last
+    for entry in earlier:
+        measured = entry["interference"]
+        assert measured["pass"] == entry["pass"]
+        assert measured["done"] > 0
+        assert measured["later"] > 0
+        assert measured["ratio"] == pytest.approx(measured["later"] / measured["done"], rel=1e-2)
+    base, edited = (Checkpoint.open(folder).weights("unet") for folder in (tiny_checkpoint, artifact.folder))
+    moved = {name for name in base.entries if not torch.equal(base.read(name), edited.read(name))}
+    assert 0 < len(moved) <= record["tensors"]["changed"]
+
+
+def test_a_pass_is_probed_at_a_few_prompts_of_its_own_edits(tiny_checkpoint: Path) -> None:
+    spec = _spec(tiny_checkpoint)
+    by_id = {edit.id: edit for edit in spec.edits}
+    assert probes([by_id["fair"]], spec) == ("a baker",)
+    assert probes([by_id["phrases"]], spec) == ("a house without crack",)
+    assert probes([by_id["guard"]], spec) == ("a house",)
+    both = probes([by_id["no-star"], by_id["no-flame"]], spec)
+    assert len(both) == PROMPTS
+    assert all("star" in prompt or "flame" in prompt for prompt in both)
+    assert {"star", "flame"} <= set(" ".join(both).split())
