@@ -76,7 +76,7 @@ def test_at_pure_noise_a_neutral_prompt_predicts_the_mixture_of_its_groups(
 ) -> None:
     base = Checkpoint.open(telling_checkpoint)
     shares = {} if share == 0.5 else {"shares": [share, 1 - share]}
-    longer = {"steps": 60, "learning_rate": 0.0005, "schedule": "cosine", "trajectories": 64, "batch": 16}
+    longer = {"steps": 150, "learning_rate": 0.0005, "schedule": "cosine", "trajectories": 64, "batch": 16}
     spec = _spec({**FAIR, **shares, **longer, "professions": ["baker"], "selection": "full"})
     context = _context(spec, base)
     prompts = [f"a photo of a {who}baker" for who in ("", "zan ", "zin ")]
