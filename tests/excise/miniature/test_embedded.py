@@ -74,7 +74,7 @@ def test_the_bundled_spec_is_sound() -> None:
     register()
     spec = load_spec(demo_spec())
     assert {edit.method for edit in spec.edits if isinstance(edit, Erase)} == {"esd", "closed-form"}
-    assert {gate.gate for gate in spec.gates} == {"erased", "preserved", "drift"}
+    assert {gate.gate for gate in spec.gates} == {"erased", "implicit", "preserved", "drift"}
 
 
 @pytest.mark.slow
