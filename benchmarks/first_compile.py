@@ -45,8 +45,15 @@ CONCEPTS: dict[str, dict[str, Any]] = {
     },
 }
 METHODS: dict[str, dict[str, Any]] = {
-    "closed-form": {"method": "closed-form"},
-    "esd": {"method": "esd", "selection": "cross-attention"},
+    "closed-form": {"method": "closed-form", "templates": []},  # the concept alone, as published
+    "esd": {
+        "method": "esd",
+        "selection": "cross-attention",
+        "negative_guidance": 2.0,
+        "steps": 200,
+        "learning_rate": 4e-4,  # the miniature is small: ten times what Stable Diffusion takes
+        "batch": 8,
+    },
 }
 
 

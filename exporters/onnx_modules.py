@@ -29,7 +29,8 @@ class UnetXl(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor, text: Tensor, text_embeds: Tensor, time_ids: Tensor
     ) -> Tensor:
-        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        # The U-Net joins both to float32 sines of `time_ids`; ONNX joins equal types only.
+        added = {"text_embeds": text_embeds.float(), "time_ids": time_ids}
         predicted: Tensor = self.unet(sample, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
         return predicted
 

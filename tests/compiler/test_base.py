@@ -129,7 +129,7 @@ def test_of_a_hub_base_only_the_needed_files_are_fetched(hub: FakeHub, tiny_chec
         (hub.folder / stray).write_text("stray")
     checkpoint = open_base(HubBase(repo="org/name", revision=COMMIT), Path())
     assert checkpoint.digest == Checkpoint.open(tiny_checkpoint).digest
-    assert hub.fetched() == set(checkpoint.files())
+    assert hub.fetched() == {*checkpoint.files(), "README.md"}  # which states the licence
 
 
 def test_a_hub_base_that_is_there_needs_no_network(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,8 @@ def edit(tmp_path: Path) -> Callable[..., Path]:
             deltas.save(changes, out / DELTAS)
         return out
 
+    return make
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
