@@ -53,6 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "steps": 200,
         "learning_rate": 4e-4,  # the miniature is small: ten times what Stable Diffusion takes
         "batch": 8,
+        "keep_weight": 2.0,
     },
 }
 
