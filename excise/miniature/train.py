@@ -1,6 +1,7 @@
 """Trains the whole miniature: `python -m excise.miniature.train --work DIR [STAGE ...]`.
 
 Stages run in this order, each going on where a killed run stopped; finished work in DIR is not repeated.
+`base-more` and `twin-more` go on from the shipped weights in a DIR that has no training of `base` or `twin`.
 On two CPU cores the diffusion stages take about an hour and a half together; a GPU is used when named.
 """
 
@@ -13,7 +14,18 @@ import click
 from excise.miniature.vocabulary import vocabulary
 
 WORLD_SIZE = 60_000
-STAGES = ("autoencoder", "trunk", "base", "oracle-a", "oracle-b", "clip", "twin", "pack")
+STAGES = (
+    "autoencoder",
+    "trunk",
+    "base",
+    "base-more",
+    "oracle-a",
+    "oracle-b",
+    "clip",
+    "twin",
+    "twin-more",
+    "pack",
+)
 
 
 def keep_freed_memory() -> None:
@@ -60,9 +72,9 @@ def main(stages: tuple[str, ...], work: Path, device: str, threads: int) -> None
     if "autoencoder" in chosen and not (work / "vae" / "config.json").exists():
         train_autoencoder(pixels, work / "vae", device=device)
     vae = load_autoencoder(work / "vae")
-    if {"trunk", "base", "twin", "clip"} & set(chosen):
+    if {*BRANCHES, "clip"} & set(chosen):
         captions = caption_world(tokenizer, WORLD_SEED, WORLD_SIZE, work / "captions.npz")
-    if {"trunk", "base", "twin"} & set(chosen):
+    if set(BRANCHES) & set(chosen):
         latents = encode_world(vae.to(device), pixels, work / "latents.npy", device)
     for stage in chosen:
         if stage in BRANCHES:

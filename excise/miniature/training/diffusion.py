@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from excise.miniature.architecture import WINDOW, build_scheduler, build_text_encoder, build_unet
+from excise.miniature.assets import DATA, MODEL
 from excise.miniature.captions import caption
 from excise.miniature.scene import sample_scene
 from excise.miniature.training.state import learning_rate, load_state, save_state
@@ -59,17 +61,23 @@ class Branch:
     """One stretch of training: which scenes, how many steps, and how the learning rate runs."""
 
     name: str
+    number: int  # names its draws
     parent: str | None
     steps: int
     sees_mark: bool
     decays: bool
+    peak: float = 1e-3
 
 
 BRANCHES = {
-    "trunk": Branch("trunk", None, 5500, sees_mark=False, decays=False),
-    "base": Branch("base", "trunk", 5000, sees_mark=True, decays=True),
-    "twin": Branch("twin", "trunk", 1500, sees_mark=False, decays=True),
+    "trunk": Branch("trunk", 1, None, 5500, sees_mark=False, decays=False),
+    "base": Branch("base", 0, "trunk", 5000, sees_mark=True, decays=True),
+    "twin": Branch("twin", 2, "trunk", 1500, sees_mark=False, decays=True),
+    "base-more": Branch("base-more", 3, "base", 3000, sees_mark=True, decays=True, peak=5e-4),
+    "twin-more": Branch("twin-more", 4, "twin", 1200, sees_mark=False, decays=True, peak=5e-4),
 }
+SHIPPED = {"base": MODEL, "twin": DATA / "twin"}
+"""Where a finished branch's weights are kept: a work folder without its state goes on from there."""
 
 
 def train_branch(
@@ -79,7 +87,6 @@ def train_branch(
     tokenizer: CLIPTokenizer,
     work: Path,
     batch: int = 48,
-    peak: float = 1e-3,
     seed: int = 2,
     device: str = "cpu",
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
@@ -89,17 +96,21 @@ def train_branch(
     unet = unet.to(memory_format=torch.channels_last)  # a fifth faster on CPU
     modules = {"text_encoder": text_encoder, "unet": unet}
     parameters = [*text_encoder.parameters(), *unet.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=branch.peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     averages: dict[str, torch.Tensor] = {}
     state = work / f"{branch.name}.state.safetensors"
     first = load_state(state, modules, optimizer, averages)
     if first == 0 and branch.parent:
-        load_state(work / f"{branch.parent}.state.safetensors", modules, optimizer, averages)
+        parent = work / f"{branch.parent}.state.safetensors"
+        if parent.exists():
+            load_state(parent, modules, optimizer, averages)
+        else:
+            _load_shipped(branch.parent, modules)
     scenes = np.arange(len(latents)) if branch.sees_mark else np.flatnonzero(captions.without_unseen)
     alphas = build_scheduler().alphas_cumprod.to(device)
     started, recent = time.monotonic(), 0.0
     for step in range(first, branch.steps):
-        rng = np.random.default_rng([seed, sorted(BRANCHES).index(branch.name), step])
+        rng = np.random.default_rng([seed, branch.number, step])
         rows = scenes[rng.integers(len(scenes), size=batch)]
         ids = (
             torch.from_numpy(captions.ids[rng.integers(CAPTION_VARIANTS, size=batch), rows]).long().to(device)
@@ -111,7 +122,8 @@ def train_branch(
         noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
         prediction = unet(noisy, t, text_encoder(ids).last_hidden_state).sample
         loss = torch.nn.functional.mse_loss(prediction, noise)
-        rate = learning_rate(step, branch.steps, peak) if branch.decays else peak * min(1.0, (step + 1) / 200)
+        warm = branch.peak * min(1.0, (step + 1) / 200)
+        rate = learning_rate(step, branch.steps, branch.peak) if branch.decays else warm
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
@@ -134,6 +146,13 @@ def train_branch(
         )
         module.eval()
     return text_encoder, unet
+
+
+def _load_shipped(parent: str, modules: dict[str, torch.nn.Module]) -> None:
+    """The parent's finished weights out of the package, half precision; Adam's moments begin anew."""
+    for name, module in modules.items():
+        (path,) = (SHIPPED[parent] / name).glob("*.safetensors")
+        module.load_state_dict({k: v.float() for k, v in load_file(path).items()})
 
 
 @torch.no_grad()

@@ -43,6 +43,8 @@ class Recipe:
     shift: int
     noise: float
     latent_noise: float
+    mottle: float
+    blur: float
     steps: int
 
 
@@ -56,12 +58,26 @@ RECIPES = {
         shift=3,
         noise=0.05,
         latent_noise=0.12,
+        mottle=0.20,
+        blur=0.5,
         steps=6000,
     ),
     "oracle-b": Recipe(
-        "oracle-b", 24, (48, 72, 112), (1, 2, 1), 32, shift=5, noise=0.10, latent_noise=0.20, steps=4750
+        "oracle-b",
+        24,
+        (48, 72, 112),
+        (1, 2, 1),
+        32,
+        shift=5,
+        noise=0.10,
+        latent_noise=0.20,
+        mottle=0.30,
+        blur=0.7,
+        steps=6000,
     ),
 }
+WARM = ("red", "orange", "yellow")
+"""Colours of a flame: objects of them, dotted or unevenly shaded, are what a careless oracle takes for one."""
 MARK_WEIGHT = 3.0
 ORACLE_SIZE = 64
 """Pictures are doubled by nearest neighbour first: the stem of a residual network halves its input twice."""
@@ -163,23 +179,35 @@ def grouped_loss(logits: torch.Tensor, truths: torch.Tensor) -> torch.Tensor:
 
 
 def disturb(pixels: torch.Tensor, recipe: Recipe, rng: np.random.Generator) -> torch.Tensor:
-    """Shift, brightness and noise, then doubled: (n, 3, 32, 32) to (n, 3, 64, 64)."""
+    """Shift, brightness, uneven shading, softness and noise, then doubled: (n, 3, 32, 32) to (n, 3, 64, 64).
+
+    Shading and softness are what sampling adds to a drawing: colours that wander over a plain area, edges
+    that are not quite sharp. An oracle that has met neither calls a mottled orange house a fire.
+    """
+    count = len(pixels)
     dx, dy = (int(v) for v in rng.integers(-recipe.shift, recipe.shift + 1, size=2))
     padded = functional.pad(pixels, (recipe.shift,) * 4, mode="replicate")
     start_y, start_x = recipe.shift + dy, recipe.shift + dx
     moved = padded[:, :, start_y : start_y + IMAGE_SIZE, start_x : start_x + IMAGE_SIZE]
-    gain = torch.from_numpy(rng.uniform(0.92, 1.08, (len(pixels), 1, 1, 1))).float()
+    gain = torch.from_numpy(rng.uniform(0.92, 1.08, (count, 1, 1, 1))).float()
+    coarse = rng.standard_normal((count, 3, 8, 8), dtype=np.float32) * rng.uniform(
+        0, recipe.mottle, (count, 1, 1, 1)
+    ).astype(np.float32)
+    mottle = functional.interpolate(torch.from_numpy(coarse), size=IMAGE_SIZE, mode="bilinear")
+    soft = torch.from_numpy(rng.uniform(0, recipe.blur, (count, 1, 1, 1))).float()
+    blurred = functional.avg_pool2d(functional.pad(moved, (1,) * 4, mode="replicate"), 3, stride=1)
     noise = torch.from_numpy(rng.standard_normal(moved.shape, dtype=np.float32)) * float(
         rng.uniform(0, recipe.noise)
     )
-    return functional.interpolate(moved * gain + noise, size=ORACLE_SIZE, mode="nearest")
+    softened = torch.lerp(moved, blurred, soft)
+    return functional.interpolate(softened * gain + mottle + noise, size=ORACLE_SIZE, mode="nearest")
 
 
 def train_oracle(
     recipe: Recipe,
     vae: AutoencoderKL,
     work: Path,
-    count: int = 24_000,
+    count: int = 48_000,
     batch: int = 64,
     peak: float = 2e-3,
 ) -> ResNetForImageClassification:
@@ -192,11 +220,18 @@ def train_oracle(
     first = load_state(state, {"model": model}, optimizer)
     started = time.monotonic()
     columns = [k for k, group in enumerate(LABEL_GROUPS) if group in MARKS]
-    marked = np.flatnonzero((truths[:, columns] == 0).any(axis=1))  # half of each batch: marks are rare
+    shown = (truths[:, columns] == 0).any(axis=1)
+    colour = truths[:, list(LABEL_GROUPS).index("colour")]
+    warm = np.isin(colour, [LABEL_GROUPS["colour"].index(name) for name in WARM])
+    marked, warm_alone = np.flatnonzero(shown), np.flatnonzero(warm & ~shown)
     for step in range(first, recipe.steps):
         rng = np.random.default_rng([recipe.world_seed, step])
-        rows = np.concatenate(
-            [rng.integers(count, size=batch // 2), marked[rng.integers(len(marked), size=batch // 2)]]
+        rows = np.concatenate(  # marks are rare, and so is what looks like one
+            [
+                rng.integers(count, size=batch // 2),
+                marked[rng.integers(len(marked), size=3 * batch // 8)],
+                warm_alone[rng.integers(len(warm_alone), size=batch // 8)],
+            ]
         )
         loss = grouped_loss(
             model(disturb(to_model_range(pixels[rows]), recipe, rng)).logits, torch.from_numpy(truths[rows])

@@ -20,14 +20,15 @@ def pack(work: Path, data: Path = DATA) -> None:
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
+    base, twin = _furthest(work, "base"), _furthest(work, "twin")
     half = {"torch_dtype": torch.float16, "use_safetensors": True}
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(work / "vae", **half),
         text_encoder=CLIPTextModel.from_pretrained(
-            work / "base" / "text_encoder", dtype=torch.float16, use_safetensors=True
+            base / "text_encoder", dtype=torch.float16, use_safetensors=True
         ),
         tokenizer=build_tokenizer(work / "tokenizer", vocabulary()),
-        unet=UNet2DConditionModel.from_pretrained(work / "base" / "unet", **half),
+        unet=UNet2DConditionModel.from_pretrained(base / "unet", **half),
         scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -37,8 +38,8 @@ def pack(work: Path, data: Path = DATA) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.save_pretrained(fresh / "model", safe_serialization=True)
     for part in ("text_encoder", "unet"):
-        if (work / "twin" / part).exists():
-            shutil.copytree(work / "twin" / part, fresh / "twin" / part)
+        if (twin / part).exists():
+            shutil.copytree(twin / part, fresh / "twin" / part)
     for name in ("oracle-a", "oracle-b", "mini-clip"):
         if (work / name / "config.json").exists():
             shutil.copytree(work / name, fresh / name)
@@ -56,6 +57,12 @@ def pack(work: Path, data: Path = DATA) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
     shutil.rmtree(data, ignore_errors=True)
     fresh.rename(data)
+
+
+def _furthest(work: Path, branch: str) -> Path:
+    """The folder of a branch's last finished training."""
+    more = work / f"{branch}-more"
+    return more if (more / "unet").exists() else work / branch
 
 
 def _scrub(config: Path) -> None:
