@@ -18,18 +18,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from compiler.bank import Bank
 from compiler.conditioning import Conditioning
 from compiler.held_out import Patience, check_evals, check_steps, split
-from compiler.sampling import predict
 from compiler.seeds import epoch_batch, reproducible
+from compiler.terms import Loss, Term, accumulate, check
 from compiler.unet import config_of, examples_at_once
 
-Loss: TypeAlias = Literal["l2", "l1", "huber"]
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
-
-# Noise predictions are of size 1; what a concept changes in them is some tenths. Below the knee l2, above l1.
-HUBER_KNEE = 0.1
 
 
 class Diverged(Exception):
@@ -38,24 +33,6 @@ class Diverged(Exception):
     def __init__(self, term: str, step: int) -> None:
         super().__init__(f"the loss of '{term}' is not finite at step {step}")
         self.term, self.step = term, step
-
-
-@dataclass(frozen=True)
-class Term:
-    """One part of the loss: `weight` * mean |s(x_t, t, prompt) - target|^p over `batch` examples a step.
-
-    `examples` (n, 2) pairs a bank row with the row of the prompt that the student reads there. `target` maps
-    bank rows (b,) to wanted predictions (b, channels, h, w), fp32.
-    """
-
-    name: str
-    bank: Bank
-    examples: Tensor
-    target: Callable[[Tensor], Tensor]
-    weight: float
-    batch: int
-    target_evals: int = 0
-    """Evals that `target` takes for each example; none where it reads the bank."""
 
 
 @dataclass(frozen=True)
@@ -132,17 +109,19 @@ def distil(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(settings, step)
             optimiser.zero_grad(set_to_none=True)
-            losses = _accumulate(unet, prompts, trained, settings, step, micro_batch)
+            losses = accumulate(
+                unet, prompts, trained, draws(trained, settings, step), settings.loss, micro_batch
+            )
             for term, loss in zip(trained, losses, strict=True):
                 if not math.isfinite(loss):
                     raise Diverged(term.name, step)
                 curve[term.name].append(loss)
             optimiser.step()
             _average(average, weights, settings.ema, step)
-            spent = sum((3 + term.target_evals) * term.batch for term in trained)
+            spent = sum(term.evals_each * term.batch for term in trained)
             if checked and step + 1 in checks:
-                patience.losses.append(_check(unet, prompts, checked, settings.loss, micro_batch))
-                spent += sum((1 + term.target_evals) * len(term.examples) for term in checked)
+                patience.losses.append(check(unet, prompts, checked, settings.loss, micro_batch))
+                spent += sum(term.check_evals_each * len(term.examples) for term in checked)
                 if patience.best:
                     best = _changes(average or weights, start)
             evals += spent
@@ -151,6 +130,16 @@ def distil(
                 break
         deltas = best if best is not None else _changes(average or weights, start)
     return Distilled(deltas, curve, evals, patience.losses)
+
+
+def draws(terms: Sequence[Term], settings: DistilSettings, step: int) -> list[Tensor]:
+    """The examples of one step, (batch, 2) of each term: every one once before any comes again."""
+    return [
+        term.examples[
+            epoch_batch(len(term.examples), term.batch, step, settings.seed, *settings.names, term.name)
+        ]
+        for term in terms
+    ]
 
 
 def _average(average: dict[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int) -> None:
@@ -170,73 +159,6 @@ def learning_rate(settings: DistilSettings, step: int) -> float:
     done = step / settings.steps
     factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
     return settings.learning_rate * factor[settings.schedule]
-
-
-def pointwise_loss(difference: Tensor, loss: Loss) -> Tensor:
-    """|d|^2, |d|, or Huber's loss scaled so that it is d^2 below its knee; same shape as `difference`."""
-    if loss == "l2":
-        return difference.square()
-    if loss == "l1":
-        return difference.abs()
-    size = difference.abs()
-    return torch.where(size < HUBER_KNEE, size.square(), HUBER_KNEE * (2 * size - HUBER_KNEE))
-
-
-def _accumulate(
-    unet: torch.nn.Module,
-    prompts: Conditioning,
-    terms: Sequence[Term],
-    settings: DistilSettings,
-    step: int,
-    micro_batch: int,
-) -> list[float]:
-    """Add the gradient of one step's loss to the weights, in parts; returns each term's mean loss."""
-    draws = [
-        term.examples[
-            epoch_batch(len(term.examples), term.batch, step, settings.seed, *settings.names, term.name)
-        ]
-        for term in terms
-    ]
-    model_input, timestep, target, prompt, share = _gathered(terms, draws, prompts.hidden.device)
-    found = []
-    for start in range(0, len(prompt), micro_batch):
-        part = slice(start, start + micro_batch)
-        predicted = predict(unet, model_input[part], timestep[part], prompts.rows(prompt[part]))
-        loss = pointwise_loss(predicted - target[part], settings.loss).mean(dim=(1, 2, 3))
-        (loss * share[part]).sum().backward()
-        found.append(loss.detach())
-    return [float(part.mean()) for part in torch.cat(found).split([term.batch for term in terms])]
-
-
-def _gathered(terms: Sequence[Term], chosen: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
-    """What one pass over the chosen examples (n, 2) of each term needs: the columns of all of them together.
-
-    model_input, timestep, target, row of the prompt, and the share of each example in the loss.
-    """
-    columns: list[list[Tensor]] = [[], [], [], [], []]
-    for term, examples in zip(terms, chosen, strict=True):
-        rows, prompt = examples.unbind(1)
-        share = torch.full((len(rows),), term.weight / len(rows))
-        drawn = term.bank.take("model_input", rows), term.bank.take("timestep", rows), term.target(rows)
-        for column, value in zip(columns, (*drawn, prompt, share), strict=True):
-            column.append(value.to(device))
-    return tuple(torch.cat(column) for column in columns)
-
-
-@torch.no_grad()
-def _check(
-    unet: torch.nn.Module, prompts: Conditioning, terms: Sequence[Term], loss: Loss, micro_batch: int
-) -> float:
-    """The loss on held-out examples, all of them each time."""
-    chosen = [term.examples for term in terms]
-    model_input, timestep, target, prompt, share = _gathered(terms, chosen, prompts.hidden.device)
-    total = 0.0
-    for start in range(0, len(prompt), micro_batch):
-        part = slice(start, start + micro_batch)
-        predicted = predict(unet, model_input[part], timestep[part], prompts.rows(prompt[part]))
-        losses = pointwise_loss(predicted - target[part], loss).mean(dim=(1, 2, 3))
-        total += float((losses * share[part]).sum())
-    return total
 
 
 @contextmanager

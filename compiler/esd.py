@@ -18,7 +18,7 @@ from compiler.bank import Bank
 from compiler.bank import join as join_banks
 from compiler.conditioning import Conditioning
 from compiler.deltas import added
-from compiler.distil import Distilled, Term
+from compiler.distil import Distilled
 from compiler.keep import keep_terms
 from compiler.passes.erase_esd import (
     ATTACK_STEPS,
@@ -29,6 +29,7 @@ from compiler.passes.erase_esd import (
 )
 from compiler.sampling import predict
 from compiler.strength import DRIFT_EXAMPLES
+from compiler.terms import Term
 from compiler.training import numbered, settings_of, train
 from compiler.unet import add_deltas, config_of, examples_at_once
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from compiler.distil import Term
+    from compiler.terms import Term
 
 CHECKS = 20  # at most, over the whole of training
 PATIENCE = 3  # checks without a lower loss

@@ -15,7 +15,7 @@ from editspec.templates import TEMPLATES, fill
 
 if TYPE_CHECKING:
     from compiler.bank import Bank
-    from compiler.distil import Term
+    from compiler.terms import Term
     from compiler.text import TextEncoder
     from editspec import EditSpec
 
@@ -95,7 +95,7 @@ def keep_terms(
     """
     import torch
 
-    from compiler.distil import Term
+    from compiler.terms import Term
 
     preserved, empty = keep_batches(edit, requests)
     prompt = bank.column("prompt").tolist()

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from compiler.bank import Bank
     from compiler.checkpoint import Checkpoint
     from compiler.conditioning import Conditioning
-    from compiler.distil import Term
     from compiler.passes import PassContext
+    from compiler.terms import Term
     from editspec import EditSpec
 
 TaughtEdit: TypeAlias = Guide | Balance | Respond
@@ -50,6 +50,20 @@ class Reading:
     weight: float
     batch: int
     change: float = 0.0
+    guided: Guiding | None = None
+
+    @property
+    def evals_each(self) -> int:
+        """Evals of training on one example: a forward is one for each half, a backward two."""
+        return 3 if self.guided is None else 6
+
+
+@dataclass(frozen=True)
+class Guiding:
+    """Compare guided predictions: the other half is the empty prompt's, which should change by `empty` g."""
+
+    scales: tuple[float, ...]
+    empty: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,10 @@ class Lesson:
     @property
     def wanted(self) -> tuple[tuple[str | None, ...], ...]:
         """What is predicted before training, each once."""
-        return tuple(dict.fromkeys(reading.wanted for reading in self.readings))
+        found = dict.fromkeys(reading.wanted for reading in self.readings)
+        if any(reading.guided for reading in self.readings):
+            found[(None,) * len(self.request.prompts)] = None
+        return tuple(found)
 
     def evals(self, scheduler_config: Mapping[str, Any]) -> int:
         """Evals before training: of the bank, and of what is wanted at each of its rows."""
@@ -214,8 +231,8 @@ def _terms(
     """The parts of the loss that one lesson adds, its readings in order; `student` is not trained yet."""
     import torch
 
-    from compiler.distil import Term
     from compiler.predictions import predictions
+    from compiler.terms import Guided, Term
 
     asked = bank.column("prompt").tolist()
 
@@ -227,18 +244,25 @@ def _terms(
         for wanted in lesson.wanted
     }
 
-    def target(reading: Reading, rows: Tensor) -> Tensor:
-        before = found[reading.wanted][rows]
-        return before + reading.change * bank.take("guidance", rows) if reading.change else before
+    def target(wanted: tuple[str | None, ...], change: float, rows: Tensor) -> Tensor:
+        before = found[wanted][rows]
+        return before + change * bank.take("guidance", rows) if change else before
+
+    def guided(reading: Reading) -> Guided | None:
+        if reading.guided is None:
+            return None
+        empty = (None,) * len(lesson.request.prompts)
+        return Guided(reading.guided.scales, partial(target, empty, reading.guided.empty))
 
     return [
         Term(
             reading.name,
             bank,
             torch.tensor([(row, row_of(text)) for row, p in enumerate(asked) for text in reading.prompts[p]]),
-            partial(target, reading),
+            partial(target, reading.wanted, reading.change),
             reading.weight,
             reading.batch,
+            guided=guided(reading),
         )
         for reading in lesson.readings
     ]
@@ -252,5 +276,5 @@ def _evals_before(lessons: Sequence[Lesson], checkpoint: Checkpoint) -> int:
 
 def _training_evals(edit: TaughtEdit, lessons: Sequence[Lesson]) -> int:
     """A forward is one eval, a backward two."""
-    trained = sum(reading.batch for lesson in lessons for reading in lesson.readings)
-    return 3 * edit.steps * trained
+    each = sum(reading.evals_each * reading.batch for lesson in lessons for reading in lesson.readings)
+    return edit.steps * each

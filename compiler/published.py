@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from compiler.anchors import AnchorPrompt
     from compiler.conditioning import Conditioning
-    from compiler.distil import Term
     from compiler.passes import PassContext
     from compiler.sampling import Step
     from compiler.teacher import Teacher
+    from compiler.terms import Term
     from editspec import Ablate, Erase
 
 JPEG_QUALITY = 75  # Pillow's default, which the published code writes with
@@ -55,10 +55,11 @@ def erase_as_published(
     """ESD with a fresh trajectory for each of `edit.steps` steps; `prompts` take turns at random."""
     import torch
 
-    from compiler.distil import learning_rate, pointwise_loss, summary, trainable
+    from compiler.distil import learning_rate, summary, trainable
     from compiler.passes.erase_esd import negative_guidance_target
     from compiler.sampling import predict
     from compiler.seeds import reproducible
+    from compiler.terms import pointwise_loss
     from compiler.training import settings_of
     from compiler.unet import add_deltas, build_unet
 
@@ -196,8 +197,8 @@ def _published_terms(
     """Fresh noise for every sample that is drawn; equal batches of concept and prior."""
     import torch
 
-    from compiler.distil import Term
     from compiler.noised import noised_bank
+    from compiler.terms import Term
     from compiler.training import own_prediction
 
     fresh = -(-edit.steps * edit.batch // len(latents))

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from compiler.carriers import Carrier
 from compiler.conditioning import Conditioning
-from compiler.distil import Diverged, learning_rate, pointwise_loss
+from compiler.distil import Diverged, learning_rate
 from compiler.seeds import reproducible
 from compiler.shift_cost import GRADIENTS, SCALES_OF_STEP
 from compiler.shift_examples import Examples, Part, ShiftSettings, Student, Tally, Vectors, drawn, in_parts
+from compiler.terms import pointwise_loss
 
 DAMPING = 1e-2  # each column of the Gauss-Newton step against its own size
 STEP_SIZE = 0.01  # root mean square of a gradient piece: small against biases, large against rounding

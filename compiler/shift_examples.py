@@ -14,8 +14,9 @@ from torch.func import functional_call
 from compiler.bank import Bank
 from compiler.carriers import Carrier
 from compiler.conditioning import Conditioning
-from compiler.distil import Loss, Schedule
+from compiler.distil import Schedule
 from compiler.seeds import epoch_batch
+from compiler.terms import Loss
 from compiler.unet import config_of, examples_at_once
 
 # What each half learns beside the guided prediction: the same change. Small, so that a U-Net that can tell

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from compiler.conditioning import Conditioning
-from compiler.distil import Distilled, DistilSettings, Diverged, Loss, Schedule, Term, distil, summary
+from compiler.distil import Distilled, DistilSettings, Diverged, Schedule, distil, summary
 from compiler.sampling import predict
+from compiler.terms import Loss, Term
 from compiler.unet import config_of, examples_at_once
 from editspec.errors import InputError
 

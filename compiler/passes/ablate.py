@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from compiler.bank import Bank
     from compiler.checkpoint import Checkpoint
     from compiler.conditioning import Conditioning
-    from compiler.distil import Term
     from compiler.safetensors_file import TensorEntry
     from compiler.teacher import Teacher
+    from compiler.terms import Term
     from editspec import Edit, EditSpec
 
 LOADING_SECONDS = 2.0  # late imports and building the U-Net
@@ -191,7 +191,7 @@ def _terms(
     """
     import torch
 
-    from compiler.distil import Term
+    from compiler.terms import Term
     from compiler.training import own_prediction
 
     column = "noise" if edit.objective == "noise" else "cond"

@@ -72,8 +72,8 @@ class AblateImage(EditPass):
         import torch
 
         from compiler.bank import join
-        from compiler.distil import Term
         from compiler.teacher import Teacher
+        from compiler.terms import Term
         from compiler.training import numbered, record_of, settings_of, train
         from compiler.unet import add_deltas
 

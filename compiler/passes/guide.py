@@ -18,7 +18,7 @@ from compiler.contexts import without
 from compiler.effects import Effect, effect_of
 from compiler.guided_request import GuidedRequest, scales_around
 from compiler.keep import edited_words
-from compiler.lessons import Lesson, Reading, held, lessons_cost, quarter, teach, too_few, too_long
+from compiler.lessons import Guiding, Lesson, Reading, held, lessons_cost, teach, too_few, too_long
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
 from compiler.unet import unsuited
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 class _GuidePass(EditPass):
-    """One guide edit. Each step: `batch` examples of a branch that changes, a quarter of one that is kept."""
+    """One guide edit. Each step: `batch` examples of both branches together, and what is kept."""
 
-    version = 1
+    version = 2
     order = 30
     merges = False
 
@@ -130,19 +130,13 @@ def _lesson(edit: Guide, seed: int) -> Lesson:
     plain = BankRequest.of(edit, seed, guided_prompts(edit), edit.trajectories)
     invariant = edit.branch == effect.branch
     scales = scales_around(edit.guidance_scale) if invariant else (edit.guidance_scale,)
-    return Lesson(GuidedRequest(plain, effect, scales), _readings(edit, effect, plain.prompts))
+    return Lesson(GuidedRequest(plain, effect, scales), (_reading(edit, effect, plain.prompts, scales),))
 
 
-def _readings(edit: Guide, effect: Effect, prompts: Sequence[str]) -> tuple[Reading, ...]:
+def _reading(edit: Guide, effect: Effect, prompts: Sequence[str], scales: tuple[float, ...]) -> Reading:
+    """Both halves together, as they will be used: their errors are multiplied by w, and must not add up."""
     text, empty = effect.changes(edit.branch, edit.guidance_scale)
-    own, none = tuple(prompts), (None,) * len(prompts)
-    found = []
-    for name, read, change in (("text", own, text), ("empty", none, empty)):
-        if change:
-            found.append(replace(held(f"guided {name}", read, 1.0, edit.batch), change=change))
-        elif edit.keep_weight:
-            found.append(held(f"held {name}", read, edit.keep_weight, quarter(edit.batch)))
-    return tuple(found)
+    return replace(held("guided", prompts, 1.0, edit.batch), change=text, guided=Guiding(scales, empty))
 
 
 def _when(edit: Guide, context: PassContext) -> dict[str, Any]:

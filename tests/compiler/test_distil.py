@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,17 @@ from compiler.bank_request import BankRequest
 from compiler.checkpoint import Checkpoint
 from compiler.conditioning import Conditioning, encode, encode_unconditional
 from compiler.distil import (
-    HUBER_KNEE,
     Distilled,
     DistilSettings,
     Diverged,
-    Term,
     distil,
     learning_rate,
-    pointwise_loss,
     summary,
 )
 from compiler.held_out import split
-from compiler.sampling import load_scheduler, predict
+from compiler.sampling import classifier_free_guidance, load_scheduler, predict
 from compiler.selections import select
+from compiler.terms import HUBER_KNEE, Guided, Term, pointwise_loss
 from compiler.text import TextEncoder
 from compiler.unet import add_deltas, build_unet
 
@@ -83,6 +82,21 @@ class World:
             add_deltas(self.unet, {name: -delta for name, delta in deltas.items()})
         return float((found - target(rows)).square().mean())
 
+    def guided_error(
+        self, scale: float, wanted: Callable[[str], Callable[[Tensor], Tensor]], deltas: dict[str, Tensor]
+    ) -> float:
+        """Mean square error of guided predictions over all rows of "a star"."""
+        rows = (self.bank.column("prompt") == 0).nonzero()[:, 0]
+        x, t = self.bank.take("model_input", rows), self.bank.take("timestep", rows)
+        add_deltas(self.unet, deltas)
+        try:
+            with torch.no_grad():
+                halves = [predict(self.unet, x, t, self.prompts.rows([k] * len(rows))) for k in (0, 1)]
+        finally:
+            add_deltas(self.unet, {name: -delta for name, delta in deltas.items()})
+        errors = halves[0] - wanted("uncond")(rows), halves[1] - wanted("cond")(rows)
+        return float(classifier_free_guidance(*errors, scale).square().mean())
+
 
 @pytest.fixture(scope="module")
 def world(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
@@ -95,6 +109,30 @@ def test_the_student_learns_the_target_and_the_loss_says_so(world: World) -> Non
     losses = done.curve["erase"]
     assert len(losses) == 30
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_halves_learned_together_err_less_where_guidance_multiplies_their_errors(world: World) -> None:
+    def moved(column: str) -> Callable[[Tensor], Tensor]:
+        return lambda rows: world.bank.take(column, rows) + 0.3 * world.bank.take("model_input", rows).sign()
+
+    alone = world.term("text", 1, moved("cond")), world.term("empty", 0, moved("uncond"))
+    together = replace(alone[0], name="guided", guided=Guided((7.5,), moved("uncond")))
+    apart, paired = world.run(*alone), world.run(together)
+    assert paired.evals == apart.evals == 30 * 4 * 6
+    assert world.guided_error(7.5, moved, paired.deltas) < 0.8 * world.guided_error(7.5, moved, apart.deltas)
+
+
+def test_guided_and_plain_terms_give_the_gradient_of_the_whole_in_parts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = world.term("plain", 1, world.away)
+    guided = replace(plain, name="guided", guided=Guided((3.0, 7.5), world.uncond))
+    whole = world.run(guided, plain, steps=1)
+    monkeypatch.setattr("compiler.distil.examples_at_once", lambda config: 3)
+    parts = world.run(guided, plain, steps=1)
+    assert parts.evals == whole.evals == 4 * 6 + 4 * 3
+    for name, losses in whole.curve.items():
+        assert parts.curve[name] == pytest.approx(losses, rel=1e-4)
 
 
 def test_the_keep_term_holds_the_empty_prompt(world: World) -> None:

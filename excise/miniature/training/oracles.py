@@ -77,7 +77,7 @@ RECIPES = {
     ),
 }
 WARM = ("red", "orange", "yellow")
-"""Colours of a flame: objects of them, dotted or unevenly shaded, are what a careless oracle takes for one."""
+"""Colours of a flame: objects of these, dotted or unevenly shaded, are what an oracle takes for one."""
 MARK_WEIGHT = 3.0
 ORACLE_SIZE = 64
 """Pictures are doubled by nearest neighbour first: the stem of a residual network halves its input twice."""

@@ -146,14 +146,18 @@ def test_the_record_tells_the_branch_and_the_timesteps_of_the_guidance(base: Che
     assert json.loads(json.dumps(record)) == record
 
 
-def test_the_branch_that_learns_nothing_is_held_where_it_was(base: Checkpoint) -> None:
-    (edit,) = _spec({**SLD, "keep_weight": 2.0}).edits
+@pytest.mark.parametrize(
+    ("method", "text", "empty"), [("sega", 1.0, 1.0), ("sld", -1.0, 0.0), ("negative-prompt", 0.0, 1.0)]
+)
+def test_both_halves_learn_together_what_each_of_them_takes_of_the_guidance(
+    method: str, text: float, empty: float
+) -> None:
+    (edit,) = _spec(ALL[method]).edits
     assert isinstance(edit, Guide)
-    text, empty = _lesson(edit, 0).readings
-    assert (text.change, text.weight, text.batch) == (-1.0, 1.0, 8)
-    assert (empty.change, empty.weight, empty.batch, empty.prompts[0]) == (0.0, 2.0, 2, (None,))
-    (only,) = _lesson(replace(edit, keep_weight=0.0), 0).readings
-    assert only == text
+    (reading,) = _lesson(edit, 0).readings
+    assert reading.guided is not None
+    assert (reading.change, reading.guided.empty, reading.evals_each) == (text, empty, 6)
+    assert reading.guided.scales == pytest.approx((4.0, 4.0 * 2 / 3, 4.0 * 2 / 5))
 
 
 def test_trajectories_spread_over_guidance_scales_only_where_the_branch_allows_it() -> None:
