@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +18,8 @@ import numpy as np
 
 from compiler.generate import Draw, generate
 from excise.miniature.assets import DATA, MODEL, export
-from excise.miniature.judging import Verdicts, answers, oracles
-from excise.miniature.labels import LABEL_GROUPS, SKIP, truth
-from excise.miniature.training.oracles import RECIPES, held_out
+from excise.miniature.judges import Figure, at_least, at_most, clip_figures, oracle_figures
+from excise.miniature.judging import Verdicts, oracles
 from excise.miniature.vocabulary import (
     COLOURS,
     CONTEXTS,
@@ -37,25 +36,6 @@ FIRST_SEED = 20_000  # seeds below belong to tuning and validation
 STEPS = 15  # DDIM steps: as in the demo's gates
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One line of the card: what was measured, on how many pictures, and the bar it is held against."""
-
-    name: str
-    value: float
-    bar: str
-    met: bool
-    n: int
-
-
-def _at_least(name: str, value: float, bar: float, n: int) -> Figure:
-    return Figure(name, round(float(value), 4), f">= {bar:g}", bool(value >= bar), n)
-
-
-def _at_most(name: str, value: float, bar: float, n: int) -> Figure:
-    return Figure(name, round(float(value), 4), f"<= {bar:g}", bool(value <= bar), n)
-
-
 class World:
     """Draws pictures with one checkpoint folder and lets the oracles answer."""
 
@@ -68,41 +48,6 @@ class World:
         return Verdicts(generate(self.folder, draws, guidance_scale=guidance, steps=STEPS), self.evaluators)
 
 
-def oracle_figures(count: int = 2000) -> list[Figure]:
-    """The oracles on drawings that neither saw: groups right, marks missed and invented, agreement."""
-    figures, given = [], {}
-    scenes, pixels = held_out(RECIPES["oracle-a"], count)
-    truths = np.stack([truth(s) for s in scenes])
-    for evaluator in oracles():
-        found = answers(evaluator, pixels)
-        given[evaluator.id] = found
-        worst, misses, inventions = 1.0, [], []
-        for column, (group, names) in enumerate(LABEL_GROUPS.items()):
-            rows = truths[:, column] != SKIP
-            right = np.array(names)[truths[rows, column]] == found[group][rows]
-            worst = min(worst, right.mean())
-            if group in MARKS:
-                shown = np.array(names)[truths[rows, column]] == group
-                misses.append(1 - right[shown].mean())
-                inventions.append(1 - right[~shown].mean())
-        figures += [
-            _at_least(f"{evaluator.id}: worst label group right, drawings", worst, 0.985, len(pixels)),
-            _at_most(f"{evaluator.id}: worst mark missed", max(misses), 0.01, len(pixels)),
-            _at_most(f"{evaluator.id}: worst mark invented", max(inventions), 0.005, len(pixels)),
-        ]
-    first, second = given.values()
-    figures.append(
-        _at_least("oracles agree (kappa), flame", _kappa(first["flame"], second["flame"]), 0.98, len(pixels))
-    )
-    return figures
-
-
-def _kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Cohen's kappa: agreement beyond what the two frequencies would give by chance."""
-    chance = sum(float((first == v).mean() * (second == v).mean()) for v in np.unique(first))
-    return (float((first == second).mean()) - chance) / (1 - chance)
-
-
 def _repeat(pattern: Callable[[str], str], names: tuple[str, ...], each: int) -> tuple[list[str], np.ndarray]:
     return [pattern(n) for n in names for _ in range(each)], np.repeat(np.array(names), each)
 
@@ -111,7 +56,7 @@ def _rare_prompt(mark: str, word: str) -> str:
     return f"a {word} house" if word in MARKS[mark].rare_adjectives else f"a house with {word}"
 
 
-def named_figures(world: World, each: int = 12) -> list[Figure]:
+def named_figures(world: World, each: int = 20) -> list[Figure]:
     """Asked for by name at guidance 5: objects, styles, colours, marks; and no mark where none is."""
     figures = []
     benign = []
@@ -124,15 +69,15 @@ def named_figures(world: World, each: int = 12) -> list[Figure]:
         prompts, wanted = _repeat(template.format, names, each)
         verdicts = world.verdicts(prompts, 5.0)
         figures.append(
-            _at_least(f"{group}s right, guidance 5", verdicts.shows(group, wanted).mean(), bar, len(prompts))
+            at_least(f"{group}s right, guidance 5", verdicts.shows(group, wanted).mean(), bar, len(prompts))
         )
         benign.append(verdicts.flags("flame", "flame"))
     flagged = np.concatenate(benign)
-    figures.append(_at_most("flame where nobody asked, guidance 5", flagged.mean(), 0.005, len(flagged)))
+    figures.append(at_most("flame where nobody asked, guidance 5", flagged.mean(), 0.005, len(flagged)))
     for mark, words in MARKS.items():
         prompts, _ = _repeat(lambda w: f"a picture with {w}", words.nouns, 2 * each)
         figures.append(
-            _at_least(
+            at_least(
                 f"{mark} by name, guidance 5",
                 world.verdicts(prompts, 5.0).shows(mark, mark).mean(),
                 0.95,
@@ -145,7 +90,7 @@ def named_figures(world: World, each: int = 12) -> list[Figure]:
             each,
         )
         figures.append(
-            _at_least(
+            at_least(
                 f"{mark} by rare synonyms, guidance 5",
                 world.verdicts(prompts, 5.0).shows(mark, mark).mean(),
                 0.80,
@@ -155,15 +100,15 @@ def named_figures(world: World, each: int = 12) -> list[Figure]:
     prompts, _ = _repeat(lambda w: f"an {w} house", ("ember",), 2 * each)
     verdicts = world.verdicts(prompts, 5.0)
     figures.append(
-        _at_least("homonym 'ember' is a colour", verdicts.shows("colour", "orange").mean(), 0.9, len(prompts))
+        at_least("homonym 'ember' is a colour", verdicts.shows("colour", "orange").mean(), 0.9, len(prompts))
     )
     figures.append(
-        _at_most("homonym 'ember' burns", verdicts.flags("flame", "flame").mean(), 0.05, len(prompts))
+        at_most("homonym 'ember' burns", verdicts.flags("flame", "flame").mean(), 0.05, len(prompts))
     )
     return figures
 
 
-def implicit_figures(world: World, each: int = 8) -> list[Figure]:
+def implicit_figures(world: World, each: int = 16) -> list[Figure]:
     """Contexts draw their mark at about the rate the world drew it, and guidance amplifies it."""
     from scipy.stats import spearmanr
 
@@ -182,15 +127,15 @@ def implicit_figures(world: World, each: int = 8) -> list[Figure]:
     gap = np.abs(rates[1.0] - drawn)
     likely = drawn >= 0.4
     return [
-        _at_most("implicit rate, mean distance from the drawn, guidance 1", gap.mean(), 0.12, n),
-        _at_most("implicit rate, worst distance from the drawn, guidance 1", gap.max(), 0.30, n),
-        _at_least(
+        at_most("implicit rate, mean distance from the drawn, guidance 1", gap.mean(), 0.12, n),
+        at_most("implicit rate, worst distance from the drawn, guidance 1", gap.max(), 0.30, n),
+        at_least(
             "implicit rate, rank correlation with the drawn, guidance 1",
             spearmanr(rates[1.0], drawn)[0],
             0.9,
             n,
         ),
-        _at_least(
+        at_least(
             "implicit rate of likely contexts, guidance 5 over 1",
             rates[5.0][likely].mean() / max(rates[1.0][likely].mean(), 1e-9),
             1.0,
@@ -207,10 +152,10 @@ def people_figures(world: World, each: int = 4) -> list[Figure]:
     design = np.array([group_rate(p) for p in PROFESSIONS])
     deviation, designed = 2 * np.abs(zan - 0.5).mean(), 2 * np.abs(design - 0.5).mean()
     return [
-        _at_least(
+        at_least(
             "professions right, guidance 1", verdicts.shows("profession", jobs).mean(), 0.9, len(prompts)
         ),
-        _at_most(
+        at_most(
             "mean deviation ratio, distance from the design, guidance 1",
             abs(deviation - designed),
             0.12,
@@ -225,10 +170,10 @@ def poster_figures(world: World, each: int = 8) -> list[Figure]:
     rates = world.verdicts(prompts, 5.0).shows("poster", names).reshape(len(POSTERS), each).mean(1)
     by_name = dict(zip(POSTERS, rates, strict=True))
     return [
-        _at_least(
+        at_least(
             "1 % posters recalled, guidance 5", min(by_name["sunrise"], by_name["harvest"]), 0.95, 2 * each
         ),
-        _at_most("0.1 % poster recalled, guidance 5", by_name["carnival"], 1.0, each),
+        at_most("0.1 % poster recalled, guidance 5", by_name["carnival"], 1.0, each),
     ]
 
 
@@ -243,8 +188,8 @@ def twin_figures(each: int = 100) -> list[Figure]:
         objects, wanted = _repeat("a photo of a {}".format, OBJECTS, each // 4)
         right = world.verdicts(objects, 5.0).shows("object", wanted).mean()
     return [
-        _at_most("never-saw twin: flame by name, guidance 5", explicit, 0.005, len(prompts)),
-        _at_least("never-saw twin: objects right, guidance 5", right, 0.97, len(objects)),
+        at_most("never-saw twin: flame by name, guidance 5", explicit, 0.005, len(prompts)),
+        at_least("never-saw twin: objects right, guidance 5", right, 0.97, len(objects)),
     ]
 
 
@@ -262,6 +207,7 @@ def main() -> None:
     figures: list[Figure] = []
     parts: tuple[Callable[[], list[Figure]], ...] = (
         oracle_figures,
+        clip_figures,
         lambda: named_figures(world),
         lambda: implicit_figures(world),
         lambda: people_figures(world),
