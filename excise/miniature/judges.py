@@ -37,7 +37,7 @@ def at_most(name: str, value: float, bar: float, n: int) -> Figure:
 
 
 def oracle_figures(count: int = 4000) -> list[Figure]:
-    """The oracles on pictures that neither saw, drawn and through the autoencoder: right, missed, invented."""
+    """The oracles on pictures that neither saw, drawn and reconstructed: right, missed, invented."""
     figures = []
     scenes, drawn = held_out(RECIPES["oracle-a"], count)
     truths = np.stack([truth(s) for s in scenes])
