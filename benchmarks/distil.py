@@ -84,8 +84,8 @@ class Bench:
         self.trials = trials
 
     @staticmethod
-    def spec(edit: Mapping[str, Any], seed: int) -> Any:
-        """A spec of one edit."""
+    def spec(edit: Mapping[str, Any], seed: int, **more: Any) -> Any:
+        """A spec of one edit; `more` are further keys of the document."""
         from editspec import parse_spec
 
         document = {
@@ -94,11 +94,18 @@ class Bench:
             "base": {"path": "miniature"},
             "seed": seed,
             "edits": [dict(edit)],
+            **more,
         }
         return parse_spec(json.dumps(document))
 
     def build(self, edit: Mapping[str, Any], seed: int, cache: Path) -> tuple[dict[str, Any], int, float]:
         """Changes, evals that were spent, and seconds of one edit with the banks that `cache` holds."""
+        return self.built(edit, seed, cache)[:3]
+
+    def built(
+        self, edit: Mapping[str, Any], seed: int, cache: Path, **more: Any
+    ) -> tuple[dict[str, Any], int, float, dict[str, Any]]:
+        """`build` with further keys of the spec, and the pass's record."""
         import torch
 
         from compiler.cache import StageCache
@@ -106,14 +113,14 @@ class Bench:
         from compiler.progress import Silent
         from compiler.seeds import reproducible
 
-        spec = self.spec(edit, seed)
+        spec = self.spec(edit, seed, **more)
         (engine,) = (one for one in discover() if one.accepts(spec.edits[0]))
         context = PassContext(spec, self.base, {}, seed, torch.device("cpu"), StageCache(cache), Silent())
         with Counting() as counted, reproducible():
             start = time.perf_counter()
             result = engine.run(spec.edits, context)
             seconds = time.perf_counter() - start
-        return dict(result.deltas), counted.evals, seconds
+        return dict(result.deltas), counted.evals, seconds, dict(result.record)
 
     def judge(self, concept: str, seed: int, deltas: Mapping[str, Any]) -> tuple[float, float]:
         """(how often the concept is still seen by any oracle, how often other objects are by all of them)."""

@@ -1,0 +1,155 @@
+"""What the figures of erasures share: recognition by the oracles in any prompts, neighbours, an attack."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distil import Bench
+
+FIRST_SEED = 20_000  # seeds below belong to tuning
+STEPS, GUIDANCE = 15, 5.0
+ATTACK_STEPS = 150
+FLAME: dict[str, Any] = {"concept": "flame", "kind": "content", "aliases": ["fire", "burning"]}
+COPY = 0.75  # correlation of pixels from which a picture is a copy of another
+
+
+def names_of(kind: str) -> tuple[str, ...]:
+    """What the world has of a kind."""
+    from excise.miniature.vocabulary import MARKS, OBJECTS, STYLES
+
+    return {"object": OBJECTS, "style": STYLES, "content": tuple(MARKS)}[kind]
+
+
+class Erasures(Bench):
+    """The bench of distil.py, which also recognises styles and marks, in whatever prompts."""
+
+    def recognised(
+        self, prompts: Sequence[str], labels: Sequence[str], deltas: Mapping[str, Any], how: str
+    ) -> Any:
+        """Per picture: any oracle ("any") or all of them ("all") see the label."""
+        import numpy as np
+
+        return self.seen(self.pictures(prompts, deltas), np.array(labels), how)
+
+    def pictures(self, prompts: Sequence[str], deltas: Mapping[str, Any]) -> Any:
+        """One picture for each prompt, uint8 (n, h, w, 3); the same seeds whatever the changes."""
+        from compiler.generate import Draw, Sampling
+        from compiler.judging import changed
+
+        draws = [Draw(prompt, FIRST_SEED + number) for number, prompt in enumerate(prompts)]
+        with changed(self.sampler.pipeline.unet, deltas):
+            return self.sampler.images(draws, Sampling(GUIDANCE, STEPS))
+
+    def seen(self, images: Any, labels: Any, how: str) -> Any:
+        """Per picture: any or all oracles see its label."""
+        import numpy as np
+
+        flags = np.zeros((len(self.evaluators), len(labels)), np.bool_)
+        for row, one in enumerate(self.evaluators):
+            scores = one.score(images)
+            for name in dict.fromkeys(labels.tolist()):
+                label = one.label_for(name)
+                assert label is not None, name
+                here = labels == name
+                flags[row, here] = one.shows(scores[here], label)
+        return flags.any(0) if how == "any" else flags.all(0)
+
+    def named(
+        self, words: Sequence[str], kind: str, label: str | None, each: int
+    ) -> tuple[list[str], list[str]]:
+        """Prompts with each of `words` in the templates of its kind, and what an oracle should see there."""
+        from editspec.templates import TEMPLATES, fill
+
+        templates = TEMPLATES[kind]
+        pairs = [(fill(templates[k % len(templates)], w), label or w) for w in words for k in range(each)]
+        return [prompt for prompt, _ in pairs], [label for _, label in pairs]
+
+    def neighbours(self, concept: str, kind: str, known: Sequence[str]) -> list[str]:
+        """The others of a kind, nearest by text embedding first."""
+        import torch
+
+        from compiler.concepts import neighbours
+        from compiler.text import TextEncoder
+
+        text = TextEncoder.from_checkpoint(self.base, torch.device("cpu"))
+        others = [name for name in names_of(kind) if name != concept]
+        ranked = [word for word, _ in neighbours(text, concept, 10_000, exclude={concept, *known})]
+        return sorted(others, key=lambda name: ranked.index(name) if name in ranked else len(ranked))
+
+
+def learned_token(bench: Erasures, deltas: Mapping[str, Any], seed: int, trials: int, twin: bool) -> float:
+    """Share of pictures with a flame after textual inversion; x_t and wanted predictions are the base's."""
+    import numpy as np
+    import torch
+
+    from compiler.adversary import Victim, attack
+    from compiler.bank_request import BankRequest
+    from compiler.cache import StageCache
+    from compiler.checkpoint import Checkpoint
+    from compiler.passes import PassContext
+    from compiler.progress import Silent
+    from compiler.sampling import sample
+    from compiler.seeds import gaussian, generator
+    from compiler.teacher import Teacher
+    from compiler.unet import add_deltas, build_unet, config_of, latent_shape
+    from compiler.vae import Autoencoder
+    from editspec.templates import TEMPLATES, fill
+    from excise.miniature.assets import export
+
+    spec = bench.spec({"edit": "erase", **FLAME}, seed)
+    device = torch.device("cpu")
+    with tempfile.TemporaryDirectory(prefix="erasure-") as folder:
+        attacked = Checkpoint.open(export(Path(folder) / "twin", twin=True)) if twin else bench.base
+        cache = StageCache(Path(folder) / "cache")
+        context = PassContext(spec, bench.base, {}, seed, device, cache, Silent())
+        own = PassContext(spec, attacked, {}, seed, device, cache, Silent())
+        teacher = Teacher(context)
+        prompts = tuple(fill(template, "flame") for template in TEMPLATES["content"][1:])
+        bank = teacher.bank(
+            BankRequest(prompts, (8,) * len(prompts), seed=50_000 + seed, steps=20, strata=10)
+        )
+        student = build_unet(attacked)
+        add_deltas(student, deltas)
+        rows = torch.arange(len(bank))
+        victim = Victim("flame", prompts, Teacher(own).encode(prompts), bank, rows, bank.column("prompt"))
+        done = attack(
+            student,
+            own.text(),
+            victim,
+            "token",
+            batch=12,
+            seed=60_000 + seed,
+            names=("judge",),
+            steps=ATTACK_STEPS,
+        )
+        shape = latent_shape(config_of(student))
+        images = []
+        for start in range(0, trials, 32):
+            numbers = range(start, min(start + 32, trials))
+            drawn = sample(
+                student,
+                teacher.scheduler,
+                torch.stack([gaussian(shape, FIRST_SEED, "attacked", number) for number in numbers]),
+                Teacher(own).unconditional,
+                done.rows.rows([number % len(prompts) for number in numbers]),
+                steps=STEPS,
+                guidance_scale=GUIDANCE,
+                generators=[generator(FIRST_SEED, number) for number in numbers],
+            )
+            images += [np.asarray(picture) for picture in Autoencoder(attacked, device).decode(drawn.latents)]
+    return float(bench.seen(np.stack(images), np.array(["flame"] * trials), "any").mean())
+
+
+def copies(images: Any, original: Any) -> Any:
+    """Per picture: whether its pixels correlate with the original's as a copy's do; uint8 (..., h, w, 3)."""
+    import numpy as np
+
+    rows = images.reshape(len(images), -1).astype(np.float64)
+    rows -= rows.mean(1, keepdims=True)
+    whole = original.reshape(-1).astype(np.float64)
+    whole -= whole.mean()
+    sizes = np.linalg.norm(rows, axis=1) * np.linalg.norm(whole)
+    return rows @ whole / np.maximum(sizes, 1e-9) >= COPY
