@@ -5,6 +5,8 @@ pictures of the same prompts and seeds: `erased` is how often the concept is sti
 prompts, `preserved` how often other objects are for theirs. Ratios are ours over published: `evals_ratio` of
 U-Net evals (a backward counts two), `wall_ratio` of seconds, banks and loading included. Intervals are 95 %
 bootstraps over (concept, seed) pairs. For ablation `second` is another concept on an anchor sampled before.
+As published, every edit generates its thousand pictures: here they are made once for each seed, and what
+that took, measured by building the first edit again with them at hand, is added to the seed's other edits.
 
 Usage: python benchmarks/distil.py [--concepts 5] [--seeds 3] [--trials 25] [--json]
 A try: --concepts 1 --seeds 1 --trials 5 --published-steps 4 --images 8 (then `"full": false`).
@@ -16,18 +18,16 @@ import argparse
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from distil_bench import ANCHOR, Bench, bootstrap  # noqa: E402 - the folder is no package
 
 CONCEPTS = ("heart", "fish", "star", "tree", "moon", "house", "ring", "boat")
-OTHERS = ("ball", "box", "tent", "star", "ring", "heart", "moon", "house", "tree", "fish", "boat")
-ANCHOR = "ball"
 FULL_STEPS, FULL_IMAGES = 200, 1000
 # The papers' rates are for Stable Diffusion; a U-Net a two-hundredth of its size wants larger ones. Ours fall
 # to zero along a cosine, so they start at twice the mean.
@@ -66,152 +66,55 @@ class Figures:
         return sum(found) / len(found)
 
 
-class Bench:
-    """The miniature, its oracles, and one sampler whose weights builds are tried in."""
-
-    def __init__(self, trials: int) -> None:
-        from compiler.base import open_base
-        from compiler.checkpoint import Checkpoint
-        from compiler.evaluators import open_evaluators
-        from compiler.generate import Sampler
-        from excise.embedded import register
-
-        register()
-        spec = self.spec({"edit": "erase", "concept": "heart"}, 0)
-        self.base: Checkpoint = open_base(spec.base, ROOT)
-        self.evaluators = open_evaluators(spec, ROOT)
-        self.sampler = Sampler(self.base)
-        self.trials = trials
-
-    @staticmethod
-    def spec(edit: Mapping[str, Any], seed: int, **more: Any) -> Any:
-        """A spec of one edit; `more` are further keys of the document."""
-        from editspec import parse_spec
-
-        document = {
-            "editspec": 1,
-            "name": "distil",
-            "base": {"path": "miniature"},
-            "seed": seed,
-            "edits": [dict(edit)],
-            **more,
-        }
-        return parse_spec(json.dumps(document))
-
-    def build(self, edit: Mapping[str, Any], seed: int, cache: Path) -> tuple[dict[str, Any], int, float]:
-        """Changes, evals that were spent, and seconds of one edit with the banks that `cache` holds."""
-        return self.built(edit, seed, cache)[:3]
-
-    def built(
-        self, edit: Mapping[str, Any], seed: int, cache: Path, **more: Any
-    ) -> tuple[dict[str, Any], int, float, dict[str, Any]]:
-        """`build` with further keys of the spec, and the pass's record."""
-        import torch
-
-        from compiler.cache import StageCache
-        from compiler.passes import PassContext, discover
-        from compiler.progress import Silent
-        from compiler.seeds import reproducible
-
-        spec = self.spec(edit, seed, **more)
-        (engine,) = (one for one in discover() if one.accepts(spec.edits[0]))
-        context = PassContext(spec, self.base, {}, seed, torch.device("cpu"), StageCache(cache), Silent())
-        with Counting() as counted, reproducible():
-            start = time.perf_counter()
-            result = engine.run(spec.edits, context)
-            seconds = time.perf_counter() - start
-        return dict(result.deltas), counted.evals, seconds, dict(result.record)
-
-    def judge(self, concept: str, seed: int, deltas: Mapping[str, Any]) -> tuple[float, float]:
-        """(how often the concept is still seen by any oracle, how often other objects are by all of them)."""
-        from compiler.judging import changed
-
-        others = [name for name in OTHERS if name not in (concept, ANCHOR)]
-        with changed(self.sampler.pipeline.unet, deltas):
-            erased = self._recognised([concept] * self.trials, seed, any_sees=True)
-            kept = self._recognised(
-                [others[k % len(others)] for k in range(2 * self.trials)], seed, any_sees=False
-            )
-        return erased, kept
-
-    def _recognised(self, names: Sequence[str], seed: int, *, any_sees: bool) -> float:
-        import numpy as np
-
-        from compiler.generate import Draw, Sampling
-        from editspec.templates import TEMPLATES, fill
-
-        templates = TEMPLATES["object"]
-        draws = [
-            Draw(fill(templates[k % len(templates)], name), 20_000 + 1000 * seed + k)
-            for k, name in enumerate(names)
-        ]
-        images = self.sampler.images(draws, Sampling(5.0, 15))
-        flags = np.zeros((len(self.evaluators), len(names)), np.bool_)
-        for row, one in enumerate(self.evaluators):
-            scores = one.score(images)
-            for name in dict.fromkeys(names):
-                label = one.label_for(name)
-                assert label is not None
-                here = np.array([other == name for other in names])
-                flags[row, here] = one.shows(scores[here], label)
-        return float((flags.any(0) if any_sees else flags.all(0)).mean())
-
-
-class Counting:
-    """Counts evals by watching the U-Net itself: a sample forward is one, with a backward three."""
-
-    def __init__(self) -> None:
-        self.evals = 0
-
-    def __enter__(self) -> Counting:
-        import torch
-
-        self._forward: Any = torch.nn.Module.__call__
-        forward = self._forward
-
-        def watched(module: Any, *args: Any, **kwargs: Any) -> Any:
-            if type(module).__name__ == "UNet2DConditionModel":
-                self.evals += len(args[0]) * (3 if torch.is_grad_enabled() else 1)
-            return forward(module, *args, **kwargs)
-
-        torch.nn.Module.__call__ = watched  # type: ignore[method-assign]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.nn.Module.__call__ = self._forward  # type: ignore[method-assign]
-
-
 def compare(bench: Bench, method: str, arguments: argparse.Namespace) -> Figures:
     """Every concept and seed, published and ours; progress on stderr."""
     figures = Figures()
     concepts = CONCEPTS[: arguments.concepts]
     for seed in range(arguments.seeds):
-        for number, concept in enumerate(concepts):
-            measured: dict[str, float] = {}
-            for side, settings in (("published", PUBLISHED[method]), ("ours", OURS[method])):
-                edit = {**edit_of(method, concept), **settings}
-                if side == "published":
-                    edit |= {"steps": min(edit.get("steps", FULL_STEPS), arguments.published_steps)}
-                    edit |= {"trajectories": arguments.images} if method == "ablate" else {}
-                with tempfile.TemporaryDirectory(prefix="distil-") as cache:
-                    deltas, evals, seconds = bench.build(edit, seed, Path(cache))
-                    if side == "ours" and method == "ablate":
+        with tempfile.TemporaryDirectory(prefix="distil-") as published_cache:
+            pictures: tuple[int, float] | None = None
+            for number, concept in enumerate(concepts):
+                edit = published_edit(method, concept, arguments)
+                with tempfile.TemporaryDirectory(prefix="distil-") as empty:
+                    cache = Path(published_cache if method == "ablate" else empty)
+                    built = bench.build(edit, seed, cache)
+                    if method == "ablate" and pictures is None:
+                        _, evals, seconds = bench.build(edit, seed, cache)
+                        pictures = built[1] - evals, built[2] - seconds
+                    elif pictures is not None:
+                        built = built[0], built[1] + pictures[0], built[2] + pictures[1]
+                measured = figures_of("published", built, bench.judge(concept, seed, built[0]))
+                edit = {**edit_of(method, concept), **OURS[method]}
+                with tempfile.TemporaryDirectory(prefix="distil-") as empty:
+                    built = bench.build(edit, seed, Path(empty))
+                    if method == "ablate":
                         other = edit_of(method, concepts[(number + 1) % len(concepts)])
-                        _, second, _ = bench.build({**other, **settings}, seed, Path(cache))
+                        _, second, _ = bench.build({**other, **OURS[method]}, seed, Path(empty))
                         measured["evals_second"] = second
-                erased, preserved = bench.judge(concept, seed, deltas)
-                measured |= {
-                    f"evals_{side}": evals,
-                    f"wall_{side}": seconds,
-                    f"erased_{side}": erased,
-                    f"preserved_{side}": preserved,
-                }
-            base_erased, base_preserved = bench.judge(concept, seed, {})
-            figures.add(**measured, erased_base=base_erased, preserved_base=base_preserved)
-            print(f"{method} {concept} {seed}: {_rounded(measured)}", file=sys.stderr, flush=True)
+                measured |= figures_of("ours", built, bench.judge(concept, seed, built[0]))
+                base_erased, base_preserved = bench.judge(concept, seed, {})
+                figures.add(**measured, erased_base=base_erased, preserved_base=base_preserved)
+                print(f"{method} {concept} {seed}: {_rounded(measured)}", file=sys.stderr, flush=True)
     return figures
+
+
+def published_edit(method: str, concept: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The edit on the published schedule, shortened for a try."""
+    edit = {**edit_of(method, concept), **PUBLISHED[method]}
+    edit["steps"] = min(edit.get("steps", FULL_STEPS), arguments.published_steps)
+    return edit | ({"trajectories": arguments.images} if method == "ablate" else {})
+
+
+def figures_of(
+    side: str, built: tuple[dict[str, Any], int, float], judged: tuple[float, float]
+) -> dict[str, float]:
+    """One build's figures by name."""
+    return {
+        f"evals_{side}": built[1],
+        f"wall_{side}": built[2],
+        f"erased_{side}": judged[0],
+        f"preserved_{side}": judged[1],
+    }
 
 
 def edit_of(method: str, concept: str) -> dict[str, Any]:
@@ -250,15 +153,6 @@ def summary(figures: Figures) -> dict[str, Any]:
     }
     found["builds"] = len(values["evals_ours"])
     return _rounded(found)
-
-
-def bootstrap(values: Sequence[float], rounds: int = 2000) -> list[float]:
-    """95 % percentile interval of the mean."""
-    import numpy as np
-
-    draw = np.random.default_rng(0)
-    sample = np.asarray(values)[draw.integers(0, len(values), (rounds, len(values)))].mean(1)
-    return [float(edge) for edge in np.quantile(sample, [0.025, 0.975])]
 
 
 def _rounded(value: Any) -> Any:

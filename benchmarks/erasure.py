@@ -27,7 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from distil import OURS, bootstrap  # noqa: E402 - the folder is no package
+from distil import OURS  # noqa: E402 - the folder is no package
+from distil_bench import bootstrap  # noqa: E402
 from erasure_bench import FLAME, STEPS, Erasures, copies, learned_token, names_of  # noqa: E402
 
 ESD: dict[str, Any] = {

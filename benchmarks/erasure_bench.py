@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distil import Bench
+from distil_bench import Bench
 
 FIRST_SEED = 20_000  # seeds below belong to tuning
 STEPS, GUIDANCE = 15, 5.0
