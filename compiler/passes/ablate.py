@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compiler.anchors import AnchorPrompt, anchor_prompts, file_digest, problems
 from compiler.bank_request import BankRequest
 from compiler.held_out import check_evals
-from compiler.keep import edited_words, keep_batches, keep_requests, keep_terms, mine_neighbours
+from compiler.keep import keep_batches, keep_requests, keep_terms
+from compiler.mining import Mining, edited_words, mined, mining_of
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
 from compiler.unet import training_memory, unsuited
@@ -35,7 +36,7 @@ class AblateConcept(EditPass):
     """One ablation. Each step: `batch` examples of the concept, half of the anchor, and `keep`."""
 
     name: ClassVar[str] = "ablate/concept"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
@@ -59,6 +60,10 @@ class AblateConcept(EditPass):
             "edited": edited_words(spec) if spec.preserve.auto else (),
             "prompts_file": file_digest(_only(edits), spec.folder),
         }
+
+    def mining(self, edits: Sequence[Edit], spec: EditSpec) -> Mapping[str, Mining | None]:
+        edit = _only(edits)
+        return {edit.id: mining_of(edit, (edit.concept,), spec)}
 
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         return select(entries, _only(edits).selection)
@@ -88,8 +93,8 @@ class AblateConcept(EditPass):
             from compiler.published import ablate_as_published
 
             return ablate_as_published(edit, anchor_prompts(edit, spec.folder), names, teacher, context)
-        mined = mine_neighbours(edit, edit.concept, spec, context.text())
-        own, keep = _own_request(edit, spec), keep_requests(edit, spec, [word for word, _ in mined])
+        neighbours = mined(mining_of(edit, (edit.concept,), spec), context)
+        own, keep = _own_request(edit, spec), keep_requests(edit, spec, [word for word, _ in neighbours])
         anchors = {prompt.anchor: prompt for prompt in anchor_prompts(edit, spec.folder)}
         used = [anchors[text] for text in own.prompts]
         texts = [text for prompt in used for text in (prompt.anchor, *prompt.students)]
@@ -119,7 +124,7 @@ class AblateConcept(EditPass):
             "anchor_prompts": list(own.prompts),
             "prompts": sorted({text for prompt in used for text in prompt.students}),
             "kept_prompts": sorted({text for request in keep for text in request.prompts}),
-            "neighbours": [[word, round(cosine, 4)] for word, cosine in mined],
+            "neighbours": [[word, round(cosine, 4)] for word, cosine in neighbours],
             **record_of(done),
         }
         return PassResult(done.deltas, record)

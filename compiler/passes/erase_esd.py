@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.bank_request import BankRequest
 from compiler.held_out import check_evals
-from compiler.keep import edited_words, keep_batches, keep_requests, mine_neighbours
+from compiler.keep import keep_batches, keep_requests
+from compiler.mining import Mining, edited_words, mining_of
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
 from compiler.strength import judging_evals, searching_steps, strength_problems, strength_reads
@@ -51,7 +52,7 @@ class EraseEsd(EditPass):
     """Erasures by distillation, alone or together. Each step: `batch` examples of each, and `keep`."""
 
     name: ClassVar[str] = "erase/esd"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
@@ -84,6 +85,9 @@ class EraseEsd(EditPass):
         auto = [strength_reads(edit, spec) for edit in _erasures(edits) if edit.strength == "auto"]
         return {**own, "judged": auto} if auto else own
 
+    def mining(self, edits: Sequence[Edit], spec: EditSpec) -> Mapping[str, Mining | None]:
+        return {edit.id: mining_of(edit, (_subject(edit),), spec) for edit in _erasures(edits)}
+
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         return select(entries, _erasures(edits)[0].selection)
 
@@ -102,6 +106,7 @@ class EraseEsd(EditPass):
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
         from compiler import esd
+        from compiler.mining import mined
         from compiler.strength import search
         from compiler.teacher import Teacher
         from compiler.training import record_of
@@ -116,9 +121,11 @@ class EraseEsd(EditPass):
 
             prompts = [fill(template, first.concept) for template in TEMPLATES[first.kind]]
             return erase_as_published(first, prompts, names, teacher, context)
-        mined = {edit.id: mine_neighbours(edit, _subject(edit), spec, context.text()) for edit in group}
+        neighbours = {id: mined(mining, context) for id, mining in self.mining(group, spec).items()}
         own = [_own_request(edit, spec.seed) for edit in group]
-        keep = _keep_requests(group, spec, {id: [word for word, _ in found] for id, found in mined.items()})
+        keep = _keep_requests(
+            group, spec, {id: [word for word, _ in found] for id, found in neighbours.items()}
+        )
         students = [_student_prompts(edit, request) for edit, request in zip(group, own, strict=True)]
         for edit, request, texts in zip(group, own, students, strict=True):
             read = [text for one in texts.values() for text in one]
@@ -140,7 +147,7 @@ class EraseEsd(EditPass):
             "prompts": sorted({text for texts in students for one in texts.values() for text in one}),
             "kept_prompts": sorted({text for request in keep for text in request.prompts}),
             "neighbours": {
-                id: [[word, round(cosine, 4)] for word, cosine in found] for id, found in mined.items()
+                id: [[word, round(cosine, 4)] for word, cosine in found] for id, found in neighbours.items()
             },
             **record_of(done),
             **extra,
