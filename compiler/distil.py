@@ -21,9 +21,9 @@ from torch import Tensor
 from compiler.bank import Bank
 from compiler.conditioning import Conditioning
 from compiler.held_out import Patience, check_evals, check_steps, split
-from compiler.sampling import predict
+from compiler.precision import predicted
 from compiler.seeds import epoch_batch, reproducible
-from compiler.unet import config_of, examples_at_once
+from compiler.unet import config_of, examples_at_once, recomputes, recomputing
 
 Loss: TypeAlias = Literal["l2", "l1", "huber"]
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
@@ -64,6 +64,8 @@ class DistilSettings:
 
     `ema` is the decay of the moving average that becomes the result; 0 takes the last step's weights.
     `held_out` is the share of trajectories to check on; training stops where their loss no longer falls.
+    `bfloat16` rounds the network's arithmetic (compiler.precision). A block of a longer training has `done`
+    steps before it, and `whole` steps are the length of the schedule; 0 means that this is all.
     """
 
     steps: int
@@ -74,6 +76,9 @@ class DistilSettings:
     schedule: Schedule = "constant"
     ema: float = 0.0
     held_out: float = 0.0
+    bfloat16: bool = False
+    done: int = 0
+    whole: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def distil(
             _average(average, weights, settings.ema, step)
             spent = sum((3 + term.target_evals) * term.batch for term in trained)
             if checked and step + 1 in checks:
-                patience.losses.append(_check(unet, prompts, checked, settings.loss, micro_batch))
+                patience.losses.append(_check(unet, prompts, checked, settings, micro_batch))
                 spent += sum((1 + term.target_evals) * len(term.examples) for term in checked)
                 if patience.best:
                     best = _changes(average or weights, start)
@@ -167,7 +172,7 @@ def _changes(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict
 
 def learning_rate(settings: DistilSettings, step: int) -> float:
     """The rate of step `step`: constant, or falling to zero in a line or a half cosine."""
-    done = step / settings.steps
+    done = (settings.done + step) / (settings.whole or settings.steps)
     factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
     return settings.learning_rate * factor[settings.schedule]
 
@@ -201,8 +206,9 @@ def _accumulate(
     found = []
     for start in range(0, len(prompt), micro_batch):
         part = slice(start, start + micro_batch)
-        predicted = predict(unet, model_input[part], timestep[part], prompts.rows(prompt[part]))
-        loss = pointwise_loss(predicted - target[part], settings.loss).mean(dim=(1, 2, 3))
+        read = prompts.rows(prompt[part])
+        predictions = predicted(unet, model_input[part], timestep[part], read, bfloat16=settings.bfloat16)
+        loss = pointwise_loss(predictions - target[part], settings.loss).mean(dim=(1, 2, 3))
         (loss * share[part]).sum().backward()
         found.append(loss.detach())
     return [float(part.mean()) for part in torch.cat(found).split([term.batch for term in terms])]
@@ -225,7 +231,11 @@ def _gathered(terms: Sequence[Term], chosen: Sequence[Tensor], device: torch.dev
 
 @torch.no_grad()
 def _check(
-    unet: torch.nn.Module, prompts: Conditioning, terms: Sequence[Term], loss: Loss, micro_batch: int
+    unet: torch.nn.Module,
+    prompts: Conditioning,
+    terms: Sequence[Term],
+    settings: DistilSettings,
+    micro_batch: int,
 ) -> float:
     """The loss on held-out examples, all of them each time."""
     chosen = [term.examples for term in terms]
@@ -233,8 +243,9 @@ def _check(
     total = 0.0
     for start in range(0, len(prompt), micro_batch):
         part = slice(start, start + micro_batch)
-        predicted = predict(unet, model_input[part], timestep[part], prompts.rows(prompt[part]))
-        losses = pointwise_loss(predicted - target[part], loss).mean(dim=(1, 2, 3))
+        read = prompts.rows(prompt[part])
+        predictions = predicted(unet, model_input[part], timestep[part], read, bfloat16=settings.bfloat16)
+        losses = pointwise_loss(predictions - target[part], settings.loss).mean(dim=(1, 2, 3))
         total += float((losses * share[part]).sum())
     return total
 
@@ -252,7 +263,8 @@ def trainable(
     for weight in weights.values():
         weight.requires_grad_(True)
     try:
-        yield weights, before
+        with recomputing(unet, recomputes(config_of(unet))):
+            yield weights, before
     finally:
         unet.requires_grad_(False).train(training)
         with torch.no_grad():

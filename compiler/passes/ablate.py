@@ -114,7 +114,7 @@ class AblateConcept(EditPass):
             names,
             prompts,
             terms,
-            settings_of(edit, context.seed, "ablate", edit.id),
+            settings_of(edit, context, "ablate", edit.id),
             pointer=pointer,
             title=f"distil {edit.id}",
             evals=_training_evals(edit, keep),

@@ -105,7 +105,7 @@ class AblateImage(EditPass):
             self.targets(edits, context.checkpoint.weights("unet").entries),
             prompts,
             terms,
-            settings_of(edit, context.seed, "ablate", edit.id),
+            settings_of(edit, context, "ablate", edit.id),
             pointer=pointer,
             title=f"distil {edit.id}",
             evals=_training_evals(edit, keep),
