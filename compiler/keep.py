@@ -66,9 +66,9 @@ def keep_batches(edit: KeepingEdit, requests: Sequence[BankRequest]) -> tuple[in
 
 
 def keep_terms(
-    edit: KeepingEdit, requests: Sequence[BankRequest], bank: Bank, own: int, number: Mapping[str, int]
+    edit: KeepingEdit, requests: Sequence[BankRequest], bank: Bank, kept: range, number: Mapping[str, int]
 ) -> list[Term]:
-    """The keep terms over `bank`, whose first `own` rows are the edit's: the base's predictions as targets.
+    """The keep terms over `bank`, whose rows `kept` are of `requests`: the base's predictions as targets.
 
     `number` is the row of each prompt in what the student reads; row 0 is the unconditional one. The empty
     prompt is kept at every x_t, the edit's own included: its e_0 is there.
@@ -81,7 +81,7 @@ def keep_terms(
     prompt = bank.column("prompt").tolist()
     terms = []
     if preserved:
-        examples = [(row, number[bank.prompts[prompt[row]]]) for row in range(own, len(bank))]
+        examples = [(row, number[bank.prompts[prompt[row]]]) for row in kept]
         target = lambda rows: bank.take("cond", rows)  # noqa: E731
         terms.append(Term("preserve", bank, torch.tensor(examples), target, edit.keep_weight, preserved))
     if empty:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ACTIVATIONS_KEPT = 50
 # Of these with gradient checkpointing: the inputs of blocks alone; one block at a time is recomputed.
 CHECKPOINTS_KEPT = 4
-# Bytes of activations in one backward pass above which they are recomputed instead: more than SD 1 and 2 take.
+# Bytes of activations in one backward pass above which they are recomputed: more than SD 1 and 2 take.
 ACTIVATION_ROOM = 6 << 30
 
 

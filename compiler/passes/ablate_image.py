@@ -98,7 +98,7 @@ class AblateImage(EditPass):
         if _prior_batch(edit):
             anchor = torch.tensor([(row, number[edit.anchor]) for row in range(rows)])
             terms.append(Term("anchor", bank, anchor, target, edit.keep_weight, _prior_batch(edit)))
-        terms += keep_terms(edit, keep, bank, rows, number)
+        terms += keep_terms(edit, keep, bank, range(rows, len(bank)), number)
         done = train(
             context,
             student,
