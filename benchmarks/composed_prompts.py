@@ -45,8 +45,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "sampling_steps": 20,
         "keep_weight": 2.0,
     },
+    "esd-composed": {},
     "closed-form": {"method": "closed-form", "anchor": "box"},
 }
+
+METHODS["esd-composed"] = {**METHODS["esd"], "composed": 20}
 
 
 @dataclass(frozen=True)
@@ -200,18 +203,21 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=60, help="pictures of each case")
     parser.add_argument("--seed", type=int, default=0, help="of the builds")
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--cases", nargs="+", choices=["in_prompt", "compound"], default=["in_prompt", "compound"]
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
     bench = Bench()
     edits = {name: METHODS[name] for name in arguments.only}
-    cases = {
-        concept: bench.measure(in_prompt_case(concept, arguments.trials), edits, arguments.seed)
-        for concept in CONCEPTS[: arguments.concepts]
-    }
-    found = {
-        "in_prompt": cases,
-        "compound": bench.measure(compound_case(arguments.trials), edits, arguments.seed),
-    }
+    found: dict[str, Any] = {}
+    if "in_prompt" in arguments.cases:
+        found["in_prompt"] = {
+            concept: bench.measure(in_prompt_case(concept, arguments.trials), edits, arguments.seed)
+            for concept in CONCEPTS[: arguments.concepts]
+        }
+    if "compound" in arguments.cases:
+        found["compound"] = bench.measure(compound_case(arguments.trials), edits, arguments.seed)
     print(json.dumps(found) if arguments.json else json.dumps(found, indent=1))
 
 
