@@ -18,7 +18,7 @@ from torch import Tensor
 from compiler.conditioning import Conditioning
 from compiler.sampling import predict
 from compiler.seeds import epoch_batch, gaussian, reproducible
-from compiler.unet import config_of, examples_at_once
+from compiler.unet import config_of, examples_at_once, recomputes, recomputing
 
 if TYPE_CHECKING:
     from compiler.bank import Bank
@@ -80,7 +80,8 @@ def attack(
     draw = ("attack", way, *names)
     soft = _start(text, victim, way, seed, draw)
     rate = RATE * float(soft.square().mean().sqrt())
-    with reproducible(), torch.enable_grad():
+    recomputed = recomputing(student, recomputes(config_of(student)))
+    with reproducible(), torch.enable_grad(), recomputed:
         learned = soft.clone().requires_grad_(True)
         optimiser = torch.optim.Adam([learned], lr=rate)
         losses = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.gates.gate import SEED_BITS
 from compiler.generate import Draw, Sampler, Sampling
-from compiler.keep import edited_words
+from compiler.mining import edited_words
 from compiler.seeds import derive
 from editspec.templates import TEMPLATES, fill
 

@@ -20,6 +20,8 @@ TEMPLATE = "a {}"
 _WORDS = 20_000
 SYNONYM = 0.9  # centred cosine above which two words are one to the encoder
 _SAMPLE = 256
+#: Standard deviation of the normal draws that CLIP's published code starts word embeddings from.
+_INITIAL_SPREAD = 0.02
 _SHORTLIST = 128  # words that go through the encoder for each concept, at least; eight for each one wanted
 _WORD = re.compile(r"[a-z]*[aeiouy][a-z]*")
 #: Words that carry no concept of their own.
@@ -44,8 +46,29 @@ def vocabulary(text: TextEncoder) -> tuple[str, ...]:
     return tuple(found[:_WORDS])
 
 
+def untrained(text: TextEncoder, words: Sequence[str]) -> frozenset[str]:
+    """Those of `words`, each one token, whose input embedding never grew beyond its random start.
+
+    A tokenizer holds pieces of words ("ccessful") and words that no caption had; training never met them, so
+    nothing is drawn for them. Such tokens keep embeddings of the initial size (Land & Bartolo 2024, Fishing
+    for Magikarp: the norm tells under-trained tokens). Where most words are that small, training has shrunk
+    all of them: then the size tells nothing, and none is left out.
+    """
+    if not words:
+        return frozenset()
+    table = text.parts[-1].input_embeddings.float()
+    ids = text.tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in words])
+    width = table.shape[1]
+    # The norm of `width` normal draws: its mean, and three standard deviations above.
+    bound = _INITIAL_SPREAD * (width**0.5 + 3 * 0.5**0.5)
+    small = (table[ids].norm(dim=1) <= bound).tolist()
+    if sum(small) > len(small) / 2:
+        return frozenset()
+    return frozenset(word for word, is_small in zip(words, small, strict=True) if is_small)
+
+
 class Neighbourhood:
-    """Finds neighbours among `words`, by default the tokenizer's; remembers what it has encoded.
+    """Finds neighbours among `words`, by default the tokenizer's. An answer depends on its question alone.
 
     Cosines are taken after the mean over words is subtracted: raw final embeddings share a few large
     components, and all pairs of words come out above 0.95.
@@ -54,7 +77,6 @@ class Neighbourhood:
     def __init__(self, text: TextEncoder, words: Sequence[str] | None = None) -> None:
         self.text = text
         self.words = tuple(words) if words is not None else vocabulary(text)
-        self._finals: dict[str, Tensor] = {}
 
     @cached_property
     def sample(self) -> tuple[str, ...]:
@@ -68,10 +90,11 @@ class Neighbourhood:
 
         Both stand in a neutral template ("a {}"). Leaves out the concept, everything in `exclude` (aliases,
         whatever else the spec erases), their plurals, and words nearer than `SYNONYM`: to preserve "cars"
-        or what the encoder takes for the same thing would preserve "car".
+        or what the encoder takes for the same thing would preserve "car". Nor is a word a neighbour that
+        training never met (`untrained`).
         """
         banned = {form for name in (concept, *exclude) for form in _forms(name)}
-        words = [word for word in self.words if word not in banned]
+        words = [word for word in self.words if word not in banned and word not in self._untrained]
         if k <= 0 or not words:
             return []
         shortlist = self._shortlist(concept, words, max(_SHORTLIST, 8 * k))
@@ -87,15 +110,24 @@ class Neighbourhood:
 
     def cosines(self, concept: str, words: Sequence[str]) -> list[tuple[str, float]]:
         """Each of `words` with the cosine of its final text embedding to that of `concept`, centred."""
-        self._encode([concept, *words, *self.sample])
-        centre = self._centre
-        rows = torch.stack([self._finals[word] for word in words]) - centre
-        cosines = torch.nn.functional.cosine_similarity(rows, (self._finals[concept] - centre)[None])
+        known = self._sample_finals
+        finals = known | self._encoded([name for name in (concept, *words) if name not in known])
+        rows = torch.stack([finals[word] for word in words]) - self._centre
+        cosines = torch.nn.functional.cosine_similarity(rows, (finals[concept] - self._centre)[None])
         return list(zip(words, cosines.tolist(), strict=True))
 
     @cached_property
+    def _untrained(self) -> frozenset[str]:
+        whole = [word for word in self.words if f"{word}</w>" in self.text.tokenizer.get_vocab()]
+        return untrained(self.text, whole)
+
+    @cached_property
+    def _sample_finals(self) -> dict[str, Tensor]:
+        return self._encoded(self.sample)
+
+    @cached_property
     def _centre(self) -> Tensor:
-        return torch.stack([self._finals[word] for word in self.sample]).mean(0)
+        return torch.stack([self._sample_finals[word] for word in self.sample]).mean(0)
 
     def _shortlist(self, concept: str, words: Sequence[str], size: int) -> list[str]:
         """The words whose input embeddings are nearest: encoding 20,000 words would take minutes."""
@@ -110,10 +142,11 @@ class Neighbourhood:
         )  # to any of its tokens: "grumpy cat" has cats beside it
         return [words[index] for index in nearness.topk(size).indices.tolist()]
 
-    def _encode(self, names: Sequence[str]) -> None:
-        new = [name for name in dict.fromkeys(names) if name not in self._finals]
+    def _encoded(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Final embeddings. The last bits depend on the batch, so a batch is never shaped by earlier ones."""
+        new = tuple(dict.fromkeys(names))
         rows = self.text.encode_tokens([TEMPLATE.format(name) for name in new])
-        self._finals |= {name: row[-1] for name, row in zip(new, rows, strict=True)}
+        return {name: row[-1] for name, row in zip(new, rows, strict=True)}
 
 
 def neighbours(

@@ -1,4 +1,9 @@
-"""Which machine a build runs on: chosen and described without torch, opened with torch only to compute."""
+"""Which machine a build runs on: chosen and described without torch, opened with torch only to compute.
+
+Not by accelerate: a build uses one device in one process, and nothing is sharded, so that its bits depend on
+the class of machine alone. `Accelerator().device` would choose the same one, but imports torch, which
+planning must not; what is left to place is a `to(device)`. Mixed precision is torch's own autocast.
+"""
 
 from __future__ import annotations
 

@@ -9,12 +9,13 @@ stage cache: strength, weights and other edits do not enter. (METHODS, section 5
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.bank_request import BankRequest
-from compiler.keep import edited_words, keep_requests
+from compiler.keep import keep_requests
+from compiler.mining import Mining, edited_words, mined, mining_of
 from compiler.shift_cost import learning_evals
 from compiler.sites import bias_sites, group_names, text_sites
 from compiler.versions import library_versions
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from compiler.teacher import Teacher
     from editspec import Direction, EditSpec, Shift
 
-VERSION = 1  # raise it whenever the same edit may give another direction
+VERSION = 2  # raise it whenever the same edit may give another direction
 FILE = "direction.safetensors"
 FIXED, FIXED_KEPT = 24, 8  # examples of the Gauss-Newton step: wanted, and kept
 MEAN_ROWS = 24  # rows over which means of activations are taken
@@ -136,8 +137,8 @@ def _discovered(edit: Shift, direction: Direction, context: PassContext) -> Foun
 
     spec, teacher = context.spec, Teacher(context)
     pointer = spec.pointer(edit)
-    mined = _mined(edit, direction, context)
-    own, keep = own_request(edit, direction, spec.seed), keep_requests(edit, spec, mined)
+    neighbours = [word for word, _ in mined(direction_mining(edit, direction, spec), context)]
+    own, keep = own_request(edit, direction, spec.seed), keep_requests(edit, spec, neighbours)
     texts = tuple(dict.fromkeys(text for request in (own, *keep) for text in _texts(request)))
     teacher.refuse_cut_prompts(pointer, texts)
     bank, kept = teacher.bank(own), [teacher.bank(request) for request in keep]
@@ -194,16 +195,11 @@ def _learn(
     return learn(teacher.unet, carrier, prompts, parts, settings, pieces, advance)
 
 
-def _mined(edit: Shift, direction: Direction, context: PassContext) -> list[str]:
-    """The `preserve.auto` words nearest to where the direction leads, or leads away from."""
-    from compiler.concepts import neighbours
-
-    spec = context.spec
-    if not edit.keep_weight or not spec.preserve.auto:
-        return []
+def direction_mining(edit: Shift, direction: Direction, spec: EditSpec) -> Mining | None:
+    """The words nearest to where the direction leads, or leads away from; those of the prompt are known."""
     subject = direction.negative_prompt or direction.prompt or ""
-    known = {*edited_words(spec), *spec.preserve.concepts, *edit.preserve, *subject.split()}
-    return [word for word, _ in neighbours(context.text(), subject, spec.preserve.auto, exclude=known)]
+    mining = mining_of(edit, (subject,), spec) if subject else None
+    return mining and replace(mining, exclude=tuple(sorted({*mining.exclude, *subject.split()})))
 
 
 def _texts(request: BankRequest) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from compiler.conditioning import Conditioning
 from compiler.held_out import Patience, check_evals, check_steps, split
 from compiler.seeds import epoch_batch, reproducible
 from compiler.terms import Loss, Term, accumulate, check
-from compiler.unet import config_of, examples_at_once
+from compiler.unet import config_of, examples_at_once, recomputes, recomputing
 
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 
@@ -41,6 +41,8 @@ class DistilSettings:
 
     `ema` is the decay of the moving average that becomes the result; 0 takes the last step's weights.
     `held_out` is the share of trajectories to check on; training stops where their loss no longer falls.
+    `bfloat16` rounds the network's arithmetic (compiler.precision). A block of a longer training has `done`
+    steps before it, and `whole` steps are the length of the schedule; 0 means that this is all.
     """
 
     steps: int
@@ -51,6 +53,9 @@ class DistilSettings:
     schedule: Schedule = "constant"
     ema: float = 0.0
     held_out: float = 0.0
+    bfloat16: bool = False
+    done: int = 0
+    whole: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,8 @@ def distil(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(settings, step)
             optimiser.zero_grad(set_to_none=True)
-            losses = accumulate(
-                unet, prompts, trained, draws(trained, settings, step), settings.loss, micro_batch
-            )
+            drawn = draws(trained, settings, step)
+            losses = accumulate(unet, prompts, trained, drawn, settings.loss, micro_batch, settings.bfloat16)
             for term, loss in zip(trained, losses, strict=True):
                 if not math.isfinite(loss):
                     raise Diverged(term.name, step)
@@ -120,7 +124,9 @@ def distil(
             _average(average, weights, settings.ema, step)
             spent = sum(term.evals_each * term.batch for term in trained)
             if checked and step + 1 in checks:
-                patience.losses.append(check(unet, prompts, checked, settings.loss, micro_batch))
+                patience.losses.append(
+                    check(unet, prompts, checked, settings.loss, micro_batch, settings.bfloat16)
+                )
                 spent += sum(term.check_evals_each * len(term.examples) for term in checked)
                 if patience.best:
                     best = _changes(average or weights, start)
@@ -156,7 +162,7 @@ def _changes(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict
 
 def learning_rate(settings: DistilSettings, step: int) -> float:
     """The rate of step `step`: constant, or falling to zero in a line or a half cosine."""
-    done = step / settings.steps
+    done = (settings.done + step) / (settings.whole or settings.steps)
     factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
     return settings.learning_rate * factor[settings.schedule]
 
@@ -174,7 +180,8 @@ def trainable(
     for weight in weights.values():
         weight.requires_grad_(True)
     try:
-        yield weights, before
+        with recomputing(unet, recomputes(config_of(unet))):
+            yield weights, before
     finally:
         unet.requires_grad_(False).train(training)
         with torch.no_grad():

@@ -7,13 +7,12 @@ kept. Weights are then per name: whatever the number of its prompts, an erased n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from compiler.columns import Columns, ColumnSet
 from compiler.concepts import Neighbourhood
 from compiler.contexts import contexts, draws
-from compiler.keep import edited_words
+from compiler.mining import edited_words
 from compiler.seeds import derive
 from compiler.text import TextEncoder
 from editspec import EditSpec, Erase
@@ -27,41 +26,42 @@ POOL_WEIGHT = 16.0  # of kept words and sentences, for each erased name
 PRESERVED_WEIGHT = 1.0  # of each concept that is preserved by name or mined
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """The columns, and for the record the neighbours mined for each edit: [word, cosine] pairs."""
-
-    columns: Columns
-    neighbours: dict[str, list[tuple[str, float]]]
-
-
-def gather(text: TextEncoder, erasures: Sequence[Erase], spec: EditSpec) -> Gathered:
-    """All columns of the erasures of `spec`, encoded."""
-    return _Gathering(text, erasures, spec).run()
+def gather(
+    text: TextEncoder,
+    erasures: Sequence[Erase],
+    spec: EditSpec,
+    neighbours: Mapping[str, Sequence[str]] | None = None,
+) -> Columns:
+    """All columns of the erasures of `spec`, encoded; `neighbours`, by edit id, are kept too."""
+    return _Gathering(text, erasures, spec, neighbours or {}).run()
 
 
 class _Gathering:
-    def __init__(self, text: TextEncoder, erasures: Sequence[Erase], spec: EditSpec) -> None:
-        self.text, self.erasures, self.spec = text, erasures, spec
+    def __init__(
+        self,
+        text: TextEncoder,
+        erasures: Sequence[Erase],
+        spec: EditSpec,
+        neighbours: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.text, self.erasures, self.spec, self.neighbours = text, erasures, spec, neighbours
         self.columns = ColumnSet(text)
-        self.hood = Neighbourhood(text)
         self.edited = edited_words(spec)
         self.in_context = [edit for edit in erasures if edit.templates]
         # Words that sentences are made of, on both sides; what is erased is none of them.
-        self.words = self.hood.unlike(self.edited) if self.in_context else ()
+        self.words = Neighbourhood(text).unlike(self.edited) if self.in_context else ()
 
-    def run(self) -> Gathered:
+    def run(self) -> Columns:
         for edit in self.erasures:
             self._move(edit)
-        mined = {edit.id: self._mine(edit) for edit in self.erasures}
         for concept in self.spec.preserve.concepts:
             self._keep(concept, self.erasures)
         for edit in self.erasures:
-            for concept in (*edit.preserve, *(word for word, _ in mined[edit.id])):
+            for concept in (*edit.preserve, *self.neighbours.get(edit.id, ())):
                 self._keep(concept, [edit])
         if self.in_context and self.erasures[0].preserve_mode == "columns":
             self._keep_pool()
-        return Gathered(self.columns.build(), mined)
+        return self.columns.build()
 
     def _move(self, edit: Erase) -> None:
         names = (edit.concept, *edit.aliases)
@@ -82,10 +82,6 @@ class _Gathering:
         return [
             template for template in made if self._fits(template, name) and self._fits(template, edit.anchor)
         ]
-
-    def _mine(self, edit: Erase) -> list[tuple[str, float]]:
-        known = {*self.edited, *self.spec.preserve.concepts, *edit.preserve}
-        return self.hood.neighbours(edit.concept, self.spec.preserve.auto, known)
 
     def _keep(self, concept: str, edits: Sequence[Erase]) -> None:
         """Keep a concept alone, in the templates of `edits`, and among other words as their concepts are."""

@@ -8,30 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from compiler.adversary import WAYS, Attack, Victim, attack, join
 from compiler.bank import Bank
 from compiler.bank import join as join_banks
+from compiler.blocks import refresh_request
 from compiler.conditioning import Conditioning
-from compiler.deltas import added
-from compiler.distil import Distilled
+from compiler.distil import Distilled, DistilSettings
+from compiler.esd_plan import composed_batch
 from compiler.keep import keep_terms
-from compiler.passes.erase_esd import (
-    ATTACK_STEPS,
-    ROUNDS,
-    erase_from_target,
-    negative_guidance_target,
-    round_steps,
-)
+from compiler.passes.erase_esd import erase_from_target, negative_guidance_target
+from compiler.refresh import Refreshing, train_in_blocks
 from compiler.sampling import predict
 from compiler.strength import DRIFT_EXAMPLES
 from compiler.terms import Term
 from compiler.training import numbered, settings_of, train
-from compiler.unet import add_deltas, config_of, examples_at_once
+from compiler.unet import config_of, examples_at_once
 
 if TYPE_CHECKING:
     from compiler.bank_request import BankRequest
@@ -42,15 +37,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lesson:
-    """All that training needs. `rows` are the bank's rows of each edit, `students` what it reads there."""
+    """All that training needs. `rows` are the bank's rows of each edit, `students` what it reads there.
+
+    `composed` are rows of prompts that name the concept among others, none where the edit has none. From row
+    `kept_rows` on up to its end the bank is of what is kept, as `kept` asked for it.
+    """
 
     edits: tuple[Erase, ...]
     bank: Bank
-    rows: tuple[range, ...]
+    rows: tuple[Sequence[int], ...]
+    composed: tuple[range, ...]
+    kept: tuple[BankRequest, ...]
+    kept_rows: range
     students: tuple[Mapping[str, Sequence[str]], ...]
     prompts: Conditioning
     number: Mapping[str, int]
-    keep: tuple[Term, ...]
+
+    @property
+    def keep(self) -> list[Term]:
+        """The keep terms; those of the empty prompt are over all rows."""
+        joint = replace(self.edits[0], batch=sum(edit.batch for edit in self.edits))
+        return keep_terms(joint, self.kept, self.bank, self.kept_rows, self.number)
+
+    def refreshed(self, fresh: Bank) -> Lesson:
+        """The lesson of a single edit with further rows of its own prompts, labelled by the base."""
+        (rows,) = self.rows
+        bank = join_banks([self.bank, fresh])
+        return replace(self, bank=bank, rows=((*rows, *range(len(self.bank), len(bank))),))
 
     def terms(self, edits: Sequence[Erase] | None = None) -> list[Term]:
         """The whole loss; `edits` are those of the lesson with another strength, if given."""
@@ -60,10 +73,22 @@ class Lesson:
         for edit, name, rows, students in zip(chosen, names, self.rows, self.students, strict=True):
             examples = self._examples(rows, students)
             found.append(Term(name, self.bank, examples, target_of(edit, self.bank), 1.0, edit.batch))
+        alone = len(chosen) == 1
+        for edit, rows in zip(chosen, self.composed, strict=True):
+            if rows:
+                name = "composed" if alone else f"composed {edit.id}"
+                found.append(self._composed_term(name, rows, composed_batch(edit)))
         return [*found, *self.keep]
 
-    def _examples(self, rows: range, students: Mapping[str, Sequence[str]]) -> Tensor:
+    def _composed_term(self, name: str, rows: range, batch: int) -> Term:
+        """Where the base draws the concept among others, what it predicts there without the concept."""
         prompt = self.bank.column("prompt")[rows.start : rows.stop].tolist()
+        examples = [(row, self.number[self.bank.prompts[at]]) for row, at in zip(rows, prompt, strict=True)]
+        target = lambda chosen: self.bank.take("kept", chosen)  # noqa: E731
+        return Term(name, self.bank, torch.tensor(examples), target, 1.0, batch)
+
+    def _examples(self, rows: Sequence[int], students: Mapping[str, Sequence[str]]) -> Tensor:
+        prompt = self.bank.column("prompt")[list(rows)].tolist()
         return torch.tensor(
             [
                 (row, self.number[text])
@@ -89,26 +114,30 @@ def lesson(
     edits: Sequence[Erase],
     own: Sequence[BankRequest],
     students: Sequence[Mapping[str, Sequence[str]]],
+    composed: Sequence[BankRequest],
     keep: Sequence[BankRequest],
     teacher: Teacher,
 ) -> Lesson:
-    """The lesson of these edits together: their own banks first, then those of what is kept."""
-    found = [teacher.bank(request) for request in (*own, *keep)]
+    """The lesson of these edits together: their own banks, composed ones, then those of what is kept."""
+    found = [teacher.bank(request) for request in (*own, *composed, *keep)]
     bank = join_banks(found)
     ends = [0]
-    for part in found[: len(own)]:
+    for part in found:
         ends.append(ends[-1] + len(part))
+    spans = iter(range(start, stop) for start, stop in pairwise(ends))
+    rows = tuple(next(spans) for _ in own)
     texts = [text for one in students for group in one.values() for text in group]
     prompts, number = numbered([*texts, *bank.prompts], teacher)
-    joint = replace(edits[0], batch=sum(edit.batch for edit in edits))
     return Lesson(
         tuple(edits),
         bank,
-        tuple(range(start, stop) for start, stop in pairwise(ends)),
+        rows,
+        tuple(next(spans) if edit.composed else range(0) for edit in edits),
+        tuple(keep),
+        range(ends[len(own) + len(composed)], len(bank)),
         tuple(students),
         prompts,
         number,
-        tuple(keep_terms(joint, keep, bank, ends[-1], number)),
     )
 
 
@@ -128,88 +157,46 @@ def fit(
         names,
         learnt.prompts,
         learnt.terms(edits),
-        settings_of(first, context.seed, "esd", *(edit.id for edit in edits)),
+        settings_of(first, context, "esd", *(edit.id for edit in edits)),
         pointer=context.spec.pointer(learnt.edits[0]),
         title=f"distil {', '.join(edit.id for edit in edits)}",
         evals=evals,
     )
 
 
-def fit_robustly(
-    learnt: Lesson, student: torch.nn.Module, names: Sequence[str], context: PassContext, evals: int
-) -> tuple[Distilled, list[dict[str, Any]]]:
-    """Train in rounds; after each but the last, attack the student and let it unlearn what was found too.
+def fit_refreshing(
+    learnt: Lesson, own: BankRequest, teacher: Teacher, names: Sequence[str], context: PassContext, evals: int
+) -> Distilled:
+    """Train in blocks; before each but the first, the student samples what the concept's prompts now give.
 
-    The steps of all rounds add up to the edit's. The keep terms are the retain set of every round. Returns
-    the sum of the changes and the attacks, as JSON. `student` ends as it was.
+    So did the authors' own training, for each step anew (ESD, section 4). The teacher's U-Net is the student.
     """
     (edit,) = learnt.edits
-    rows = torch.tensor(learnt.rows[0])
-    prompt = learnt.bank.column("prompt")[rows]
-    texts = [learnt.bank.prompts[at] for at in sorted(set(prompt.tolist()))]
-    place = torch.tensor([texts.index(learnt.bank.prompts[at]) for at in prompt.tolist()])
-    read = learnt.prompts.rows([learnt.number[text] for text in texts])
-    victim = Victim(edit.concept, tuple(texts), read, learnt.bank, rows, place)
-    deltas: dict[str, Tensor] = {}
-    curve: dict[str, list[float]] = {}
-    attacks: list[Attack] = []
-    facts: list[dict[str, Any]] = []
-    spent = 0
-    for number, steps in enumerate(round_steps(edit.steps)):
-        terms = learnt.terms()
-        prompts = learnt.prompts
-        if attacks:
-            prompts = join([learnt.prompts, *(found.rows for found in attacks)])
-            examples = torch.stack(
-                [
-                    torch.stack([rows, len(learnt.prompts) + k * len(texts) + place], dim=1)
-                    for k in range(len(attacks))
-                ]
-            ).flatten(0, 1)
-            attacked = Term("attacked", learnt.bank, examples, target_of(edit, learnt.bank), 1.0, edit.batch)
-            terms = [terms[0], attacked, *terms[1:]]
-        done = train(
+    blocks = edit.refresh + 1
+
+    def request(number: int) -> BankRequest:
+        return refresh_request(edit, context.seed, number, own.prompts)
+
+    def labels(asked: BankRequest) -> dict[str, Sequence[str] | None]:
+        concept = {"concept": own.also["concept"]} if edit.from_concept else {}
+        return {"uncond": None, "cond": asked.prompts, **concept}
+
+    def block(fresh: Bank | None, settings: DistilSettings) -> Distilled:
+        lesson = learnt if fresh is None else learnt.refreshed(fresh)
+        return train(
             context,
-            student,
+            teacher.unet,
             names,
-            prompts,
-            terms,
-            settings_of(replace(edit, steps=steps), context.seed, "esd", edit.id, f"round {number}"),
+            lesson.prompts,
+            lesson.terms(),
+            settings,
             pointer=context.spec.pointer(edit),
-            title=f"distil {edit.id}, round {number + 1} of {ROUNDS + 1}",
-            evals=evals // (ROUNDS + 1),
+            title=f"distil {edit.id}",
+            evals=evals // blocks,
         )
-        add_deltas(student, done.deltas)
-        deltas = added(deltas, done.deltas)
-        spent += done.evals
-        attack_evals = 3 * ATTACK_STEPS * edit.batch
-        for name, losses in done.curve.items():
-            curve.setdefault(name, []).extend(losses)
-        if number < ROUNDS:
-            for way in WAYS:
-                names_of_draw = (edit.id, number)
-                found = attack(
-                    student,
-                    context.text(),
-                    victim,
-                    way,
-                    batch=edit.batch,
-                    seed=context.seed,
-                    names=names_of_draw,
-                    steps=ATTACK_STEPS,
-                )
-                attacks.append(found)
-                spent += attack_evals
-                facts.append(
-                    {
-                        "round": number + 1,
-                        "attack": way,
-                        "before": _short(found.before),
-                        "after": _short(found.after),
-                    }
-                )
-    add_deltas(student, {name: -change for name, change in deltas.items()})
-    return Distilled(deltas, curve, spent), facts
+
+    settings = settings_of(edit, context, "esd", edit.id)
+    return train_in_blocks(context, teacher, settings, Refreshing(blocks, request, labels), block)
 
 
 @torch.no_grad()
@@ -232,7 +219,3 @@ def drift(student: torch.nn.Module, learnt: Lesson) -> float:
     rows = torch.tensor([row for span in learnt.rows for row in span])[:DRIFT_EXAMPLES]
     unit = (learnt.bank.take("cond", rows) - learnt.bank.take("uncond", rows)).square().mean()
     return total / count / max(float(unit), 1e-30) if count else 0.0
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")

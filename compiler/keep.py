@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from compiler.bank_request import BankRequest, SampledEdit
-from editspec import Ablate, Erase
+from compiler.mining import neighbours_kept
 from editspec.templates import TEMPLATES, fill
 
 if TYPE_CHECKING:
     from compiler.bank import Bank
     from compiler.terms import Term
-    from compiler.text import TextEncoder
     from editspec import EditSpec
 
 TRAJECTORIES_OF_A_CONCEPT = 2
@@ -25,6 +24,8 @@ TRAJECTORIES_OF_A_CONCEPT = 2
 class KeepingEdit(SampledEdit, Protocol):
     """The fields with which a distilled edit says what it keeps and how much that counts."""
 
+    @property
+    def kind(self) -> str: ...
     @property
     def preserve(self) -> tuple[str, ...]: ...
     @property
@@ -38,27 +39,6 @@ def templates_of(edit: object) -> tuple[str, ...]:
     return TEMPLATES.get(getattr(edit, "kind", ""), TEMPLATES["object"])
 
 
-def edited_words(spec: EditSpec) -> tuple[str, ...]:
-    """Every concept and alias that some edit of the spec removes: none of them is a neighbour to keep."""
-    found: dict[str, None] = {}
-    for edit in spec.edits:
-        if isinstance(edit, Erase | Ablate):
-            found |= dict.fromkeys((edit.concept, *edit.aliases))
-    return tuple(found)
-
-
-def mine_neighbours(
-    edit: KeepingEdit, subject: str, spec: EditSpec, text: TextEncoder
-) -> list[tuple[str, float]]:
-    """The `preserve.auto` nearest words to `subject` with their cosines, beside those preserved by name."""
-    from compiler.concepts import neighbours
-
-    if not edit.keep_weight or not spec.preserve.auto:
-        return []
-    known = {*edited_words(spec), *spec.preserve.concepts, *edit.preserve}
-    return neighbours(text, subject, spec.preserve.auto, exclude=known)
-
-
 def keep_requests(edit: KeepingEdit, spec: EditSpec, neighbours: Sequence[str]) -> list[BankRequest]:
     """Banks: of the spec's preserved concepts, which its edits share; of the edit's own; of neighbours.
 
@@ -68,7 +48,7 @@ def keep_requests(edit: KeepingEdit, spec: EditSpec, neighbours: Sequence[str]) 
         return []
     shared = tuple(dict.fromkeys(spec.preserve.concepts))
     own = tuple(concept for concept in dict.fromkeys(edit.preserve) if concept not in shared)
-    groups = [(shared, len(shared)), (own, len(own)), (tuple(neighbours), spec.preserve.auto)]
+    groups = [(shared, len(shared)), (own, len(own)), (tuple(neighbours), neighbours_kept(edit, spec))]
     found = []
     for concepts, count in groups:
         total = count * TRAJECTORIES_OF_A_CONCEPT
@@ -86,9 +66,9 @@ def keep_batches(edit: KeepingEdit, requests: Sequence[BankRequest]) -> tuple[in
 
 
 def keep_terms(
-    edit: KeepingEdit, requests: Sequence[BankRequest], bank: Bank, own: int, number: Mapping[str, int]
+    edit: KeepingEdit, requests: Sequence[BankRequest], bank: Bank, kept: range, number: Mapping[str, int]
 ) -> list[Term]:
-    """The keep terms over `bank`, whose first `own` rows are the edit's: the base's predictions as targets.
+    """The keep terms over `bank`, whose rows `kept` are of `requests`: the base's predictions as targets.
 
     `number` is the row of each prompt in what the student reads; row 0 is the unconditional one. The empty
     prompt is kept at every x_t, the edit's own included: its e_0 is there.
@@ -101,7 +81,7 @@ def keep_terms(
     prompt = bank.column("prompt").tolist()
     terms = []
     if preserved:
-        examples = [(row, number[bank.prompts[prompt[row]]]) for row in range(own, len(bank))]
+        examples = [(row, number[bank.prompts[prompt[row]]]) for row in kept]
         target = lambda rows: bank.take("cond", rows)  # noqa: E731
         terms.append(Term("preserve", bank, torch.tensor(examples), target, edit.keep_weight, preserved))
     if empty:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compiler.bank_request import BankRequest
 from compiler.guided_request import GuidedRequest
-from compiler.keep import edited_words, keep_requests
+from compiler.keep import keep_requests
+from compiler.mining import Mining, mined
 from compiler.passes import PassCost, PassResult
 from compiler.unet import training_memory
 from compiler.windows import over_window
@@ -133,42 +134,25 @@ def lessons_cost(
     return PassCost(evals, LOADING_SECONDS, memory)
 
 
-def mine(edit: TaughtEdit, subjects: Sequence[str], context: PassContext) -> list[tuple[str, float]]:
-    """The `preserve.auto` words nearest to any of `subjects`, nearest first, with their cosines."""
-    from compiler.concepts import Neighbourhood
-
-    spec = context.spec
-    if not edit.keep_weight or not spec.preserve.auto or not subjects:
-        return []
-    known = {*edited_words(spec), *spec.preserve.concepts, *edit.preserve, *subjects}
-    hood = Neighbourhood(context.text())
-    nearest: dict[str, float] = {}
-    for subject in subjects:
-        for word, cosine in hood.neighbours(subject, spec.preserve.auto, exclude=known):
-            nearest[word] = max(cosine, nearest.get(word, -1.0))
-    ranked = sorted(nearest.items(), key=lambda pair: (-pair[1], pair[0]))
-    return ranked[: spec.preserve.auto]
-
-
 def teach(
     edit: TaughtEdit,
     lessons: Sequence[Lesson],
     targets: Sequence[str],
-    subjects: Sequence[str],
+    mining: Mining | None,
     context: PassContext,
 ) -> PassResult:
     """Sample the banks, train the weights `targets` on all lessons, and keep what the spec preserves.
 
-    The student starts where earlier passes left the weights. Neighbours of `subjects` are mined into what is
-    kept. Raises InputError where training diverges.
+    The student starts where earlier passes left the weights. What `mining` finds is kept too. Raises
+    InputError where training diverges.
     """
     from compiler.distil import DistilSettings, Diverged, distil, summary
     from compiler.guided_bank import GuidingTeacher
     from compiler.unet import add_deltas
 
     pointer = context.spec.pointer(edit)
-    mined = mine(edit, subjects, context)
-    kept = _kept(edit, context.spec, [word for word, _ in mined])
+    neighbours = mined(mining, context)
+    kept = _kept(edit, context.spec, [word for word, _ in neighbours])
     every = (*lessons, *kept)
     teacher = GuidingTeacher(context)
     texts = [text for lesson in every for text in lesson.student_prompts]
@@ -198,7 +182,7 @@ def teach(
         "evals_of_training": _training_evals(edit, every),
         "prompts": sorted({text for lesson in lessons for text in lesson.student_prompts}),
         "kept_prompts": sorted({text for lesson in kept for text in lesson.student_prompts}),
-        "neighbours": [[word, round(cosine, 4)] for word, cosine in mined],
+        "neighbours": [[word, round(cosine, 4)] for word, cosine in neighbours],
         "loss": summary(done.curve),
     }
     return PassResult(done.deltas, record)

@@ -11,6 +11,7 @@ from compiler.collateral import collateral_evals
 from compiler.cost import eval_seconds
 from compiler.device import Device
 from compiler.licence import require_allowed
+from compiler.mining import known_neighbours
 from compiler.passes import EditPass, discover
 from compiler.provenance import published_spec
 from compiler.versions import library_versions
@@ -21,6 +22,7 @@ from editspec.errors import listed, quoted
 if TYPE_CHECKING:
     from compiler.checkpoint import Checkpoint
     from compiler.gates import GatePlan
+    from compiler.mining import Mining, Neighbours
     from editspec import Edit, EditSpec
 
 VERSION = 1
@@ -40,6 +42,9 @@ class PlannedPass:
     memory_bytes: int
     key: str
     cached: bool
+    mining: Mapping[str, Mining | None]
+    neighbours: Mapping[str, Neighbours | None]
+    """By edit id: what the cache holds of `mining`, None where it is not mined yet, () where nothing is."""
 
     @property
     def title(self) -> str:
@@ -73,6 +78,16 @@ class Plan:
     gates: tuple[GatePlan, ...]
     gate_evals: int
     seconds_of_eval: float
+
+    @property
+    def unmined(self) -> tuple[Mining, ...]:
+        """Questions for neighbours that the cache cannot answer yet."""
+        return tuple(
+            one
+            for planned in self.passes
+            for id, one in planned.mining.items()
+            if one is not None and planned.neighbours[id] is None
+        )
 
     @property
     def evals(self) -> int:
@@ -113,6 +128,7 @@ class Plan:
                 "seconds": round(planned.seconds, 1),
                 "memory_bytes": planned.memory_bytes,
                 "cached": planned.cached,
+                **({"neighbours": dict(planned.neighbours)} if planned.neighbours else {}),
             }
             for planned in self.passes
         ]
@@ -238,6 +254,7 @@ def _planned(
             }
         )
         upstream.append(key)
+        mining = engine.mining(edits, spec) if spec.preserve.auto else {}
         yield PlannedPass(
             edit_pass=engine,
             edits=positions,
@@ -249,6 +266,11 @@ def _planned(
             memory_bytes=cost.memory_bytes,
             key=key,
             cached=cache.has(key),
+            mining=mining,
+            neighbours={
+                id: known_neighbours(one, checkpoint, cache, device.device_class) if one else ()
+                for id, one in mining.items()
+            },
         )
 
 

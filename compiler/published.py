@@ -67,7 +67,7 @@ def erase_as_published(
     rows = teacher.encode(prompts)
     student = build_unet(context.checkpoint, context.device)
     add_deltas(student, context.upstream)
-    settings = settings_of(edit, context.seed, "esd", edit.id)
+    settings = settings_of(edit, context, "esd", edit.id)
     calls = unet_calls(teacher.scheduler.config, edit.sampling_steps)
     evals, curve = 0, list[float]()
     expected = esd_evals(edit, context.seed, teacher.scheduler.config)
@@ -164,7 +164,7 @@ def ablate_as_published(
     rows, number = numbered(texts, teacher)
     terms = _published_terms(edit, used, _through_jpeg(latents, context), numbers, rows, number, teacher)
     add_deltas(teacher.unet, context.upstream)
-    settings = replace(settings_of(edit, context.seed, "ablate", edit.id), ema=0.0, held_out=0.0)
+    settings = replace(settings_of(edit, context, "ablate", edit.id), ema=0.0, held_out=0.0)
     evals = ablation_evals(edit, prompts, teacher.scheduler.config)
     done = train(
         context,

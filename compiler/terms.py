@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compiler.bank import Bank
 from compiler.conditioning import Conditioning
-from compiler.sampling import predict
+from compiler.precision import predicted
 
 Loss: TypeAlias = Literal["l2", "l1", "huber"]
 
@@ -103,21 +103,25 @@ class _Examples:
         halves = (None if one is None else one[rows] for one in (self.uncond, self.scale))
         return _Examples(*(column[rows] for column in every), *halves)
 
-    def losses(self, unet: torch.nn.Module, prompts: Conditioning, loss: Loss) -> Tensor:
+    def losses(self, unet: torch.nn.Module, prompts: Conditioning, loss: Loss, bfloat16: bool) -> Tensor:
         """Each example's loss, (n,)."""
         parts = [
             weight * pointwise_loss(residual, loss).mean(dim=(1, 2, 3))
-            for weight, residual in self._residuals(unet, prompts)
+            for weight, residual in self._residuals(unet, prompts, bfloat16)
         ]
         return torch.stack(parts).sum(0)
 
-    def _residuals(self, unet: torch.nn.Module, prompts: Conditioning) -> list[tuple[float, Tensor]]:
+    def _residuals(
+        self, unet: torch.nn.Module, prompts: Conditioning, bfloat16: bool
+    ) -> list[tuple[float, Tensor]]:
         """What the student's predictions have over the wanted ones, (n, channels, h, w), with weights."""
         if self.scale is None or self.uncond is None:
-            predicted = predict(unet, self.model_input, self.timestep, prompts.rows(self.prompt))
-            return [(1.0, predicted - self.target)]
+            read = prompts.rows(self.prompt)
+            alone = predicted(unet, self.model_input, self.timestep, read, bfloat16=bfloat16)
+            return [(1.0, alone - self.target)]
         read = prompts.rows(torch.cat([torch.zeros_like(self.prompt), self.prompt]))
-        both = predict(unet, torch.cat([self.model_input] * 2), torch.cat([self.timestep] * 2), read)
+        twice = torch.cat([self.model_input] * 2), torch.cat([self.timestep] * 2)
+        both = predicted(unet, *twice, read, bfloat16=bfloat16)
         halves = both.chunk(2)
         uncond, cond = halves[0] - self.uncond, halves[1] - self.target
         guided = ((1.0 - self.scale) * uncond + self.scale * cond) / self.scale
@@ -131,17 +135,19 @@ def accumulate(
     draws: Sequence[Tensor],
     loss: Loss,
     micro_batch: int,
+    bfloat16: bool = False,
 ) -> list[float]:
     """Add the gradient of the terms' loss at the drawn examples to the weights; each term's mean loss.
 
-    Terms of one kind share forwards and backwards of at most `micro_batch` predictions.
+    Terms of one kind share forwards and backwards of at most `micro_batch` predictions, in bfloat16 where
+    told so; targets and losses are fp32.
     """
     means = [0.0] * len(terms)
     for places, examples, at_once in _kinds(terms, draws, prompts.hidden.device, micro_batch):
         found = []
         for start in range(0, len(examples.prompt), at_once):
             part = examples.part(slice(start, start + at_once))
-            losses = part.losses(unet, prompts, loss)
+            losses = part.losses(unet, prompts, loss, bfloat16)
             (losses * part.share).sum().backward()
             found.append(losses.detach())
         for place, own in zip(places, torch.cat(found).split([len(draws[k]) for k in places]), strict=True):
@@ -151,7 +157,12 @@ def accumulate(
 
 @torch.no_grad()
 def check(
-    unet: torch.nn.Module, prompts: Conditioning, terms: Sequence[Term], loss: Loss, micro_batch: int
+    unet: torch.nn.Module,
+    prompts: Conditioning,
+    terms: Sequence[Term],
+    loss: Loss,
+    micro_batch: int,
+    bfloat16: bool = False,
 ) -> float:
     """The loss at all of the terms' examples."""
     total = 0.0
@@ -159,7 +170,7 @@ def check(
     for _, examples, at_once in _kinds(terms, draws, prompts.hidden.device, micro_batch):
         for start in range(0, len(examples.prompt), at_once):
             part = examples.part(slice(start, start + at_once))
-            losses = part.losses(unet, prompts, loss)
+            losses = part.losses(unet, prompts, loss, bfloat16)
             total += float((losses * part.share).sum())
     return total
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from compiler.conditioning import Conditioning
-from compiler.distil import Distilled, DistilSettings, Diverged, Schedule, distil, summary
+from compiler.distil import Distilled, DistilSettings, Diverged, distil, summary
+from compiler.precision import Precision, rounds
 from compiler.sampling import predict
 from compiler.terms import Loss, Term
 from compiler.unet import config_of, examples_at_once
@@ -34,15 +35,28 @@ class TrainedEdit(Protocol):
     def loss(self) -> Loss: ...
     @property
     def schedule(self) -> Any: ...
+    @property
+    def ema(self) -> float: ...
+    @property
+    def held_out(self) -> float: ...
+    @property
+    def precision(self) -> Precision: ...
 
 
-def settings_of(edit: TrainedEdit, seed: int, *names: str) -> DistilSettings:
+def settings_of(edit: TrainedEdit, context: PassContext, *names: str) -> DistilSettings:
     """The engine's settings from an edit; `names` name the draw of its batches."""
-    # The published schedule, where it trains here at all, keeps its rate.
-    schedule: Schedule = "constant" if edit.schedule == "published" else edit.schedule
-    averaged, held_out = getattr(edit, "ema", 0.0), getattr(edit, "held_out", 0.0)
+    # The published schedule, where it trains here at all, keeps its rate and its fp32.
+    published = edit.schedule == "published"
     return DistilSettings(
-        edit.steps, edit.learning_rate, seed, names, edit.loss, schedule, averaged, held_out
+        edit.steps,
+        edit.learning_rate,
+        context.seed,
+        names,
+        edit.loss,
+        "constant" if published else edit.schedule,
+        edit.ema,
+        edit.held_out,
+        bfloat16=not published and rounds(edit.precision, context.device),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from editspec.errors import InputError
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 # Tensors the size of its output that a ResNet and transformer block together keep for the backward pass.
 ACTIVATIONS_KEPT = 50
+# Of these with gradient checkpointing: the inputs of blocks alone; one block at a time is recomputed.
+CHECKPOINTS_KEPT = 4
+# Bytes of activations in one backward pass above which they are recomputed: more than SD 1 and 2 take.
+ACTIVATION_ROOM = 6 << 30
 
 
 def build_unet(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> nn.Module:
@@ -104,8 +109,49 @@ def examples_at_once(config: Mapping[str, Any]) -> int:
     return max(1, min(64, 8192 // (height * width)))
 
 
+def recomputes(config: Mapping[str, Any]) -> bool:
+    """Whether training keeps no activations but recomputes them, block by block: for SDXL at 1024 px.
+
+    From sizes alone, so that plans know it and every device does the same. It takes a further forward for
+    each backward, which evals (samples sent through the U-Net) do not count.
+    """
+    return examples_at_once(config) * _all_activation_bytes(config) > ACTIVATION_ROOM
+
+
+@contextmanager
+def recomputing(unet: nn.Module, on: bool) -> Iterator[None]:
+    """Inside, a diffusers U-Net has gradient checkpointing on or off; then as it was.
+
+    Its blocks ask for it and for gradients, not for training mode, so dropout stays off. The recomputed
+    activations are the same numbers, and so are the gradients.
+    """
+    module: Any = unet
+    before = bool(module.is_gradient_checkpointing)
+    _switch(module, on)
+    try:
+        yield
+    finally:
+        _switch(module, before)
+
+
+def _switch(module: Any, on: bool) -> None:
+    if on:
+        module.enable_gradient_checkpointing()
+    else:
+        module.disable_gradient_checkpointing()
+
+
 def _activation_bytes(config: Mapping[str, Any]) -> int:
     """fp32 activations that one example keeps for its backward pass, to about a factor of two."""
+    every = _all_activation_bytes(config)
+    if not recomputes(config):
+        return every
+    _, height, width = latent_shape(config)
+    widest = 4 * ACTIVATIONS_KEPT * int(config["block_out_channels"][0]) * height * width
+    return every * CHECKPOINTS_KEPT // ACTIVATIONS_KEPT + widest
+
+
+def _all_activation_bytes(config: Mapping[str, Any]) -> int:
     _, height, width = latent_shape(config)
     channels = config["block_out_channels"]
     layers = config.get("layers_per_block", 2)

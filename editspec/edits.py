@@ -11,6 +11,7 @@ Selection = Literal["cross-attention", "cross-attention-kv", "non-cross-attentio
 Loss = Literal["l2", "l1", "huber"]
 Schedule = Literal["constant", "linear", "cosine"]
 ScheduleOrPublished = Literal["constant", "linear", "cosine", "published"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,9 @@ class Erase:
     schedule: ScheduleOrPublished = "cosine"
     ema: float = 0.0
     held_out: float = 0.0
+    refresh: int = 0
+    precision: Precision = "auto"
+    composed: int = 0
     together: str | None = None
     strength: Literal["fixed", "auto"] = "fixed"
     robust: bool = False
@@ -87,6 +91,8 @@ class Ablate:
     schedule: ScheduleOrPublished = "cosine"
     ema: float = 0.0
     held_out: float = 0.0
+    refresh: int = 0
+    precision: Precision = "auto"
     keep_weight: float = 1.0
 
     @property

@@ -22,6 +22,25 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+COMPOSED: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
+    {
+        "object": (
+            ("a {} beside a {other}", "a {other}"),
+            ("a {other} beside a {}", "a {other}"),
+            ("a {} and a {other}", "a {other}"),
+        ),
+        "style": (
+            ("a {other} in {} style", "a {other}"),
+            ("a {} drawing of a {other}", "a drawing of a {other}"),
+        ),
+        "content": (
+            ("a {other} with {}", "a {other}"),
+            ("a picture of a {other} with {}", "a picture of a {other}"),
+        ),
+    }
+)
+"""Prompts that name a concept {} among others, and the same without it."""
+
 
 def fill(template: str, concept: str) -> str:
     """The template with the concept in place of {}; a whole prompt stays as it is."""

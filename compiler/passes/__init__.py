@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from compiler.cache import StageCache
     from compiler.checkpoint import Checkpoint
+    from compiler.concepts import Neighbourhood
+    from compiler.mining import Mining
     from compiler.progress import Progress
     from compiler.safetensors_file import TensorEntry
     from compiler.text import TextEncoder
@@ -94,6 +96,15 @@ class PassContext:
         text: TextEncoder = self._shared["text"]
         return text
 
+    def neighbourhood(self) -> Neighbourhood:
+        """Who finds the base's neighbours of a concept, made once for all passes of a build."""
+        from compiler.concepts import Neighbourhood
+
+        if "neighbourhood" not in self._shared:
+            self._shared["neighbourhood"] = Neighbourhood(self.text())
+        hood: Neighbourhood = self._shared["neighbourhood"]
+        return hood
+
 
 class EditPass(ABC):
     """One edit method. The pipeline checks what it declares: targets, shapes, finite values."""
@@ -127,6 +138,13 @@ class EditPass(ABC):
     def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:
         """The parts of the spec, as JSON, that a run depends on beside its edits; part of its cache key."""
         return {"preserve": spec.document.get("preserve")}
+
+    def mining(self, edits: Sequence[Edit], spec: EditSpec) -> Mapping[str, Mining | None]:
+        """Which neighbours a run mines and keeps, by edit id: what `excise plan` shows. No tensors.
+
+        None for an edit that mines none though the spec says `preserve.auto`.
+        """
+        return {}
 
     @abstractmethod
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:

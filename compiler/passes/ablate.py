@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.anchors import AnchorPrompt, anchor_prompts, file_digest, problems
 from compiler.bank_request import BankRequest
-from compiler.held_out import check_evals
-from compiler.keep import edited_words, keep_batches, keep_requests, keep_terms, mine_neighbours
+from compiler.blocks import block_check_evals, refresh_evals, refresh_request
+from compiler.keep import keep_batches, keep_requests, keep_terms
+from compiler.mining import Mining, edited_words, mined, mining_of
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
 from compiler.unet import training_memory, unsuited
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from compiler.bank import Bank
     from compiler.checkpoint import Checkpoint
     from compiler.conditioning import Conditioning
+    from compiler.distil import Distilled, DistilSettings
+    from compiler.refresh import Refreshing
     from compiler.safetensors_file import TensorEntry
     from compiler.teacher import Teacher
     from compiler.terms import Term
@@ -35,7 +38,7 @@ class AblateConcept(EditPass):
     """One ablation. Each step: `batch` examples of the concept, half of the anchor, and `keep`."""
 
     name: ClassVar[str] = "ablate/concept"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
@@ -51,7 +54,7 @@ class AblateConcept(EditPass):
             if isinstance(edit, Ablate)
             for key, message in problems(edit, spec.folder)
         ]
-        return (found if reason else []) + sources
+        return (found if reason else []) + sources + _refused_refresh(_only(edits), spec)
 
     def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:
         return {
@@ -59,6 +62,10 @@ class AblateConcept(EditPass):
             "edited": edited_words(spec) if spec.preserve.auto else (),
             "prompts_file": file_digest(_only(edits), spec.folder),
         }
+
+    def mining(self, edits: Sequence[Edit], spec: EditSpec) -> Mapping[str, Mining | None]:
+        edit = _only(edits)
+        return {edit.id: mining_of(edit, (edit.concept,), spec)}
 
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         return select(entries, _only(edits).selection)
@@ -74,9 +81,15 @@ class AblateConcept(EditPass):
             return PassCost(evals, LOADING_SECONDS, memory)
         own, keep = _own_request(edit, spec), keep_requests(edit, spec, neighbours=())
         evals = _preparing_evals(edit, own, keep, checkpoint) + _training_evals(edit, keep)
+        if edit.refresh:
+            anchors = {prompt.anchor: prompt for prompt in anchor_prompts(edit, spec.folder)}
+            asked = tuple(_refresh_prompts(edit, [anchors[text] for text in own.prompts]))
+            evals += refresh_evals(edit, asked, checkpoint.config("scheduler"), labels=2)
         return PassCost(evals, LOADING_SECONDS, memory)
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
+        from compiler.bank import join
+        from compiler.refresh import train_in_blocks
         from compiler.teacher import Teacher
         from compiler.training import numbered, record_of, settings_of, train
         from compiler.unet import add_deltas
@@ -88,8 +101,8 @@ class AblateConcept(EditPass):
             from compiler.published import ablate_as_published
 
             return ablate_as_published(edit, anchor_prompts(edit, spec.folder), names, teacher, context)
-        mined = mine_neighbours(edit, edit.concept, spec, context.text())
-        own, keep = _own_request(edit, spec), keep_requests(edit, spec, [word for word, _ in mined])
+        neighbours = mined(mining_of(edit, (edit.concept,), spec), context)
+        own, keep = _own_request(edit, spec), keep_requests(edit, spec, [word for word, _ in neighbours])
         anchors = {prompt.anchor: prompt for prompt in anchor_prompts(edit, spec.folder)}
         used = [anchors[text] for text in own.prompts]
         texts = [text for prompt in used for text in (prompt.anchor, *prompt.students)]
@@ -99,30 +112,55 @@ class AblateConcept(EditPass):
         inputs = _inputs(edit, own, bank, rows, teacher)
         student = teacher.unet  # from here on: the base's predictions are all in the banks
         add_deltas(student, context.upstream)
-        terms = [
-            *_terms(edit, used, inputs, teacher, prompts, number),
-            *keep_terms(edit, keep, bank, rows, number),
-        ]
-        done = train(
-            context,
-            student,
-            names,
-            prompts,
-            terms,
-            settings_of(edit, context.seed, "ablate", edit.id),
-            pointer=pointer,
-            title=f"distil {edit.id}",
-            evals=_training_evals(edit, keep),
+
+        def block(fresh: Bank | None, settings: DistilSettings) -> Distilled:
+            own_rows, every = (
+                (inputs, bank) if fresh is None else (join([inputs, fresh]), join([bank, fresh]))
+            )
+            terms = [
+                *_terms(edit, used, own_rows, teacher, prompts, number),
+                *keep_terms(edit, keep, every, range(rows, len(bank)), number),
+            ]
+            title, most = f"distil {edit.id}", _training_evals(edit, keep) // (edit.refresh + 1)
+            return train(
+                context, student, names, prompts, terms, settings, pointer=pointer, title=title, evals=most
+            )
+
+        settings = settings_of(edit, context, "ablate", edit.id)
+        refreshing = _refreshing(edit, used, context)
+        done = (
+            train_in_blocks(context, teacher, settings, refreshing, block)
+            if edit.refresh
+            else block(None, settings)
         )
         record = {
             "evals": _preparing_evals(edit, own, keep, context.checkpoint) + done.evals,
             "anchor_prompts": list(own.prompts),
             "prompts": sorted({text for prompt in used for text in prompt.students}),
             "kept_prompts": sorted({text for request in keep for text in request.prompts}),
-            "neighbours": [[word, round(cosine, 4)] for word, cosine in mined],
+            "neighbours": [[word, round(cosine, 4)] for word, cosine in neighbours],
             **record_of(done),
         }
         return PassResult(done.deltas, record)
+
+
+def _refresh_prompts(edit: Ablate, used: Sequence[AnchorPrompt]) -> dict[str, str]:
+    """What the student samples when it is asked for the concept, and the anchor's prompt for each."""
+    asked = {student: prompt.anchor for prompt in used for student in prompt.students}
+    return dict(list(asked.items())[: edit.trajectories])
+
+
+def _refreshing(edit: Ablate, used: Sequence[AnchorPrompt], context: PassContext) -> Refreshing:
+    """The student draws for the concept; the base says there what it would for the anchor."""
+    from compiler.refresh import Refreshing
+
+    asked = _refresh_prompts(edit, used)
+    return Refreshing(
+        edit.refresh + 1,
+        request=lambda number: refresh_request(edit, context.seed, number, tuple(asked)),
+        labels=lambda request: {"uncond": None, "cond": [asked[prompt] for prompt in request.prompts]},
+        names=lambda request: [asked[prompt] for prompt in request.prompts],
+    )
 
 
 def _only(edits: Sequence[Edit]) -> Ablate:
@@ -233,6 +271,19 @@ def _training_evals(edit: Ablate, keep: Sequence[BankRequest]) -> int:
     by_student = edit.objective == "model" and edit.teacher == "student"
     others = [_prior_batch(edit), *keep_batches(edit, keep)]
     each = edit.batch * (4 if by_student else 3) + 3 * sum(others)
-    return edit.steps * each + check_evals(
-        [edit.batch * (2 if by_student else 1), *others], edit.steps, edit.held_out
-    )
+    batches = [edit.batch * (2 if by_student else 1), *others]
+    return edit.steps * each + block_check_evals(batches, edit.steps, edit.refresh + 1, edit.held_out)
+
+
+def _refused_refresh(edit: Ablate, spec: EditSpec) -> list[tuple[str, str]]:
+    """Why the bank of this edit cannot be refreshed, if it is to be: (pointer, message)."""
+    where = f"{spec.pointer(edit)}/refresh"
+    if not edit.refresh:
+        return []
+    if _noised(edit) or edit.teacher == "student" or edit.schedule == "published":
+        return [
+            (where, "the base labels what the student samples, along trajectories: leave the rest as it is")
+        ]
+    if edit.refresh >= edit.steps:
+        return [(where, f"{edit.steps} steps cannot be cut into {edit.refresh + 1} blocks of training")]
+    return []

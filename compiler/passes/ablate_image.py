@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.bank_request import BankRequest
 from compiler.held_out import check_evals
-from compiler.keep import edited_words, keep_batches, keep_requests, keep_terms, mine_neighbours
+from compiler.keep import keep_batches, keep_requests, keep_terms
+from compiler.mining import Mining, edited_words, mined, mining_of
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
 from compiler.unet import training_memory, unsuited
@@ -31,7 +32,7 @@ class AblateImage(EditPass):
     """One memorised image. Each step: `batch` examples of captions, half of the anchor, and `keep`."""
 
     name: ClassVar[str] = "ablate/image"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
@@ -57,6 +58,10 @@ class AblateImage(EditPass):
             "image": file_digest(path),
         }
 
+    def mining(self, edits: Sequence[Edit], spec: EditSpec) -> Mapping[str, Mining | None]:
+        edit = _only(edits)
+        return {edit.id: mining_of(edit, (edit.concept,), spec)}
+
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         return select(entries, _only(edits).selection)
 
@@ -79,8 +84,8 @@ class AblateImage(EditPass):
 
         edit, spec = _only(edits), context.spec
         pointer, teacher = spec.pointer(edit), Teacher(context)
-        mined = mine_neighbours(edit, edit.concept, spec, context.text())
-        keep = keep_requests(edit, spec, [word for word, _ in mined])
+        neighbours = mined(mining_of(edit, (edit.concept,), spec), context)
+        keep = keep_requests(edit, spec, [word for word, _ in neighbours])
         teacher.refuse_cut_prompts(pointer, [*edit.captions, edit.anchor])
         image = _image_rows(edit, teacher, context)
         bank, rows = join([image, *(teacher.bank(request) for request in keep)]), len(image)
@@ -93,14 +98,14 @@ class AblateImage(EditPass):
         if _prior_batch(edit):
             anchor = torch.tensor([(row, number[edit.anchor]) for row in range(rows)])
             terms.append(Term("anchor", bank, anchor, target, edit.keep_weight, _prior_batch(edit)))
-        terms += keep_terms(edit, keep, bank, rows, number)
+        terms += keep_terms(edit, keep, bank, range(rows, len(bank)), number)
         done = train(
             context,
             student,
             self.targets(edits, context.checkpoint.weights("unet").entries),
             prompts,
             terms,
-            settings_of(edit, context.seed, "ablate", edit.id),
+            settings_of(edit, context, "ablate", edit.id),
             pointer=pointer,
             title=f"distil {edit.id}",
             evals=_training_evals(edit, keep),
@@ -109,7 +114,7 @@ class AblateImage(EditPass):
             "evals": _preparing_evals(edit, keep, context.checkpoint) + done.evals,
             "prompts": sorted(edit.captions),
             "kept_prompts": sorted({text for request in keep for text in request.prompts}),
-            "neighbours": [[word, round(cosine, 4)] for word, cosine in mined],
+            "neighbours": [[word, round(cosine, 4)] for word, cosine in neighbours],
             **record_of(done),
         }
         return PassResult(done.deltas, record)

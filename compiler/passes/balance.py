@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.bank_request import BankRequest
 from compiler.groups import group_names, group_shares, neutral_prompts
-from compiler.keep import edited_words
 from compiler.lessons import Lesson, Reading, held, lessons_cost, quarter, teach, too_few, too_long
+from compiler.mining import Mining, edited_words, mining_of
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
 from compiler.unet import unsuited
@@ -34,7 +34,7 @@ class BalanceDistil(EditPass):
     """
 
     name = "balance/distil"
-    version = 1
+    version = 2
     order = 40
     merges = False
 
@@ -54,6 +54,10 @@ class BalanceDistil(EditPass):
         # What another edit erases is no neighbour of the professions.
         return {**super().reads(edits, spec), "edited": edited_words(spec) if spec.preserve.auto else ()}
 
+    def mining(self, edits: Sequence[Edit], spec: EditSpec) -> Mapping[str, Mining | None]:
+        edit = _only(edits)
+        return {edit.id: mining_of(edit, edit.professions, spec)}
+
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         return select(entries, _only(edits).selection)
 
@@ -66,7 +70,7 @@ class BalanceDistil(EditPass):
         edit = _only(edits)
         targets = self.targets(edits, context.checkpoint.weights("unet").entries)
         lessons = balance_lessons(edit, context.spec.seed)
-        result = teach(edit, lessons, targets, edit.professions, context)
+        result = teach(edit, lessons, targets, self.mining(edits, context.spec)[edit.id], context)
         shares = dict(zip(group_names(edit), group_shares(edit), strict=True))
         return PassResult(result.deltas, {**result.record, "shares": shares})
 

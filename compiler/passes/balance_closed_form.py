@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compiler.groups import group_names, group_shares, neutral_prompts
-from compiler.keep import edited_words
+from compiler.mining import edited_words
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
 from compiler.unet import training_memory, unsuited

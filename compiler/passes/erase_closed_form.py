@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compiler.keep import edited_words
+from compiler.mining import Mining, edited_words, mining_of, neighbours_kept
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
 from editspec import Erase
@@ -23,7 +23,7 @@ class EraseClosedForm(EditPass):
     """All closed-form erasures of a spec, solved together."""
 
     name: ClassVar[str] = "erase/closed-form"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     order: ClassVar[int] = 90
     merges: ClassVar[bool] = True
 
@@ -48,6 +48,9 @@ class EraseClosedForm(EditPass):
         """What is preserved, and every word that is edited: none is mined as a neighbour."""
         return {"preserve": spec.document.get("preserve"), "edited": edited_words(spec)}
 
+    def mining(self, edits: Sequence[Edit], spec: EditSpec) -> Mapping[str, Mining | None]:
+        return {edit.id: mining_of(edit, (edit.concept,), spec) for edit in _erasures(edits)}
+
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         return tuple(name for name in select(entries, "cross-attention-kv") if name.endswith(".weight"))
 
@@ -61,7 +64,7 @@ class EraseClosedForm(EditPass):
         erasures = _erasures(edits)
         names = [1 + len(edit.aliases) for edit in erasures]
         listed = len(spec.preserve.concepts) + sum(len(edit.preserve) for edit in erasures)
-        listed += spec.preserve.auto * len(erasures)
+        listed += sum(neighbours_kept(edit, spec) for edit in erasures)
         prompts = 2 * sum(names) + listed  # alone, with anchors
         if any(edit.templates for edit in erasures):  # among other words, as compiler.erasure gathers them
             prompts += 2 * sum(max(64, 12 * count) + 5 * count for count in names) + 18 * listed + 384
@@ -74,14 +77,16 @@ class EraseClosedForm(EditPass):
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
         from compiler.erasure import gather
+        from compiler.mining import mined
         from compiler.rece import Rounds, sum_of_squares
         from compiler.solve import preserved_basis
 
         erasures = _erasures(edits)
         names = self.targets(edits, context.checkpoint.weights("unet").entries)
         with context.progress.task("closed form", total=len(names) + 2) as task:
-            gathered = gather(context.text(), erasures, context.spec)
-            columns = gathered.columns
+            neighbours = {id: mined(one, context) for id, one in self.mining(edits, context.spec).items()}
+            words = {id: [word for word, _ in pairs] for id, pairs in neighbours.items()}
+            columns = gather(context.text(), erasures, context.spec, words)
             task.advance()
             ridge = min(edit.ridge for edit in erasures)
             null_space = erasures[0].preserve_mode == "null-space"
@@ -109,8 +114,7 @@ class EraseClosedForm(EditPass):
             "preserved_energy": None if room is None else _rounded(room.energy),
             **({"revived": found.came_back} if found.came_back else {}),
             "neighbours": {
-                id: [[word, _rounded(cosine)] for word, cosine in found]
-                for id, found in gathered.neighbours.items()
+                id: [[word, _rounded(cosine)] for word, cosine in pairs] for id, pairs in neighbours.items()
             },
         }
         return PassResult(deltas, record)

@@ -7,15 +7,22 @@ from the concept. x_t come from a bank of the base's own trajectories, so e_0 an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compiler.bank_request import BankRequest
-from compiler.held_out import check_evals
-from compiler.keep import edited_words, keep_batches, keep_requests, mine_neighbours
+from compiler.esd_plan import (
+    ROUNDS,
+    composed_request,
+    composed_with,
+    kept_requests,
+    learning_evals,
+    own_request,
+    student_prompts,
+    subject,
+)
+from compiler.mining import Mining, edited_words, mining_of
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
-from compiler.strength import judging_evals, searching_steps, strength_problems, strength_reads
+from compiler.strength import strength_problems, strength_reads
 from compiler.unet import training_memory, unsuited
 from editspec import Erase
 from editspec.templates import TEMPLATES, fill
@@ -23,16 +30,24 @@ from editspec.templates import TEMPLATES, fill
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compiler.bank_request import BankRequest
     from compiler.checkpoint import Checkpoint
     from compiler.safetensors_file import TensorEntry
     from editspec import Edit, EditSpec
 
 LOADING_SECONDS = 2.0  # late imports and building the U-Net
-ROUNDS = 3  # of attacks, where an erasure is robust
-ATTACKS = 2  # ways of attacking in each round: learned token, soft prefix
-ATTACK_STEPS = 20
 # What edits trained together must agree on: there is one loop, one optimiser, one selection.
-SHARED = ("selection", "steps", "learning_rate", "loss", "schedule", "ema", "held_out", "keep_weight")
+SHARED = (
+    "selection",
+    "steps",
+    "learning_rate",
+    "loss",
+    "schedule",
+    "ema",
+    "held_out",
+    "precision",
+    "keep_weight",
+)
 
 
 def negative_guidance_target(noise_uncond: Tensor, noise_cond: Tensor, negative_guidance: float) -> Tensor:
@@ -51,7 +66,7 @@ class EraseEsd(EditPass):
     """Erasures by distillation, alone or together. Each step: `batch` examples of each, and `keep`."""
 
     name: ClassVar[str] = "erase/esd"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
@@ -74,6 +89,9 @@ class EraseEsd(EditPass):
                     found.append((f"{spec.pointer(edit)}/{key}", message))
         for edit in (first, *others):
             found += [(f"{spec.pointer(edit)}/{key}", why) for key, why in _misuse(edit, bool(others))]
+            if edit.composed and not composed_with(edit, spec):
+                message = "composed prompts name the concept beside what is preserved, and nothing is"
+                found.append((f"{spec.pointer(edit)}/composed", message))
             if edit.strength == "auto":
                 found += strength_problems(edit, spec)
         return found
@@ -83,6 +101,9 @@ class EraseEsd(EditPass):
         own = {**super().reads(edits, spec), "edited": edited_words(spec) if spec.preserve.auto else ()}
         auto = [strength_reads(edit, spec) for edit in _erasures(edits) if edit.strength == "auto"]
         return {**own, "judged": auto} if auto else own
+
+    def mining(self, edits: Sequence[Edit], spec: EditSpec) -> Mapping[str, Mining | None]:
+        return {edit.id: mining_of(edit, (subject(edit),), spec) for edit in _erasures(edits)}
 
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         return select(entries, _erasures(edits)[0].selection)
@@ -95,13 +116,14 @@ class EraseEsd(EditPass):
             from compiler.published import esd_evals
 
             return PassCost(esd_evals(group[0], spec.seed, scheduler), LOADING_SECONDS, memory)
-        requests = [_own_request(edit, spec.seed) for edit in group]
-        keep = _keep_requests(group, spec, {edit.id: () for edit in group})
+        requests = [own_request(edit, spec.seed) for edit in group] + _composed(group, spec)
+        keep = kept_requests(group, spec, {edit.id: () for edit in group})
         evals = sum(request.evals(scheduler) for request in (*requests, *keep))
-        return PassCost(evals + _learning_evals(group, keep, spec), LOADING_SECONDS, memory)
+        return PassCost(evals + learning_evals(group, keep, spec, scheduler), LOADING_SECONDS, memory)
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
         from compiler import esd
+        from compiler.mining import mined
         from compiler.strength import search
         from compiler.teacher import Teacher
         from compiler.training import record_of
@@ -116,43 +138,45 @@ class EraseEsd(EditPass):
 
             prompts = [fill(template, first.concept) for template in TEMPLATES[first.kind]]
             return erase_as_published(first, prompts, names, teacher, context)
-        mined = {edit.id: mine_neighbours(edit, _subject(edit), spec, context.text()) for edit in group}
-        own = [_own_request(edit, spec.seed) for edit in group]
-        keep = _keep_requests(group, spec, {id: [word for word, _ in found] for id, found in mined.items()})
-        students = [_student_prompts(edit, request) for edit, request in zip(group, own, strict=True)]
+        neighbours = {id: mined(mining, context) for id, mining in self.mining(group, spec).items()}
+        own = [own_request(edit, spec.seed) for edit in group]
+        keep = kept_requests(
+            group, spec, {id: [word for word, _ in found] for id, found in neighbours.items()}
+        )
+        students = [student_prompts(edit, request) for edit, request in zip(group, own, strict=True)]
         for edit, request, texts in zip(group, own, students, strict=True):
             read = [text for one in texts.values() for text in one]
             teacher.refuse_cut_prompts(spec.pointer(edit), [*request.prompts, *read])
-        learnt = esd.lesson(group, own, students, keep, teacher)
+        composed = _composed(group, spec)
+        teacher.refuse_cut_prompts(spec.pointer(first), [text for one in composed for text in one.prompts])
+        learnt = esd.lesson(group, own, students, composed, keep, teacher)
         student = teacher.unet  # from here on: the base's predictions are all in the banks
         add_deltas(student, context.upstream)
-        evals = _learning_evals(group, keep, spec)
+        scheduler = context.checkpoint.config("scheduler")
+        evals = learning_evals(group, keep, spec, scheduler)
         extra: dict[str, Any] = {}
         if first.strength == "auto":
             done, extra["strength"] = search(learnt, student, names, context, evals)
         elif first.robust:
-            done, extra["attacks"] = esd.fit_robustly(learnt, student, names, context, evals)
+            from compiler.esd_robust import fit_robustly
+
+            done, extra["attacks"] = fit_robustly(learnt, student, names, context, evals)
+        elif first.refresh:
+            done = esd.fit_refreshing(learnt, own[0], teacher, names, context, evals)
         else:
             done = esd.fit(learnt, group, student, names, context, evals)
-        scheduler = context.checkpoint.config("scheduler")
         record = {
-            "evals": sum(request.evals(scheduler) for request in (*own, *keep)) + done.evals,
+            "evals": sum(request.evals(scheduler) for request in (*own, *composed, *keep)) + done.evals,
             "prompts": sorted({text for texts in students for one in texts.values() for text in one}),
+            "composed_prompts": sorted({text for request in composed for text in request.prompts}),
             "kept_prompts": sorted({text for request in keep for text in request.prompts}),
             "neighbours": {
-                id: [[word, round(cosine, 4)] for word, cosine in found] for id, found in mined.items()
+                id: [[word, round(cosine, 4)] for word, cosine in found] for id, found in neighbours.items()
             },
             **record_of(done),
             **extra,
         }
         return PassResult(done.deltas, record)
-
-
-def round_steps(steps: int) -> list[int]:
-    """The steps of each round of a robust erasure: one before the first attack, one after each."""
-    return [
-        steps * (number + 1) // (ROUNDS + 1) - steps * number // (ROUNDS + 1) for number in range(ROUNDS + 1)
-    ]
 
 
 def _erasures(edits: Sequence[Edit]) -> list[Erase]:
@@ -177,6 +201,13 @@ def _misuse(edit: Erase, together: bool) -> list[tuple[str, str]]:
         found.append(
             ("steps", f"a robust erasure trains in {ROUNDS + 1} rounds: give at least {ROUNDS + 1} steps")
         )
+    if edit.refresh >= edit.steps:
+        found.append(
+            ("refresh", f"{edit.steps} steps cannot be cut into {edit.refresh + 1} blocks of training")
+        )
+    if edit.composed and (edit.from_concept or edit.schedule == "published"):
+        key = "from" if edit.from_concept else "schedule"
+        found.append((key, "'composed' teaches prompts with the whole concept beside others, our way"))
     if edit.schedule == "published" and (edit.from_concept or edit.aliases):
         key = "from" if edit.from_concept else "aliases"
         found.append((key, "the published schedule knows one concept alone"))
@@ -187,65 +218,11 @@ def _special(edit: Erase) -> dict[str, bool]:
     return {
         "strength": edit.strength == "auto",
         "robust": edit.robust,
+        "refresh": edit.refresh > 0,
         "schedule": edit.schedule == "published",
     }
 
 
-def _subject(edit: Erase) -> str:
-    """What trajectories are sampled for: the concept, or what it is erased from."""
-    return edit.from_concept or edit.concept
-
-
-def _own_request(edit: Erase, seed: int) -> BankRequest:
-    """Trajectories of the subject in every template; with `from`, the concept's predictions beside them."""
-    templates = TEMPLATES[edit.kind]
-    also = (
-        {"concept": [fill(template, edit.concept) for template in templates]} if edit.from_concept else None
-    )
-    prompts = [fill(template, _subject(edit)) for template in templates]
-    return BankRequest.of(edit, seed, prompts, edit.trajectories, also)
-
-
-def _student_prompts(edit: Erase, own: BankRequest) -> dict[str, list[str]]:
-    """For each prompt of the own bank, what the student reads there: the same, and it with each alias."""
-    words = [edit.from_concept] if edit.from_concept else [edit.concept, *edit.aliases]
-    templates = TEMPLATES[edit.kind][: len(own.prompts)]
-    return {
-        prompt: [fill(template, word) for word in words]
-        for prompt, template in zip(own.prompts, templates, strict=True)
-    }
-
-
-def _keep_requests(
-    group: Sequence[Erase], spec: EditSpec, neighbours: Mapping[str, Sequence[str]]
-) -> list[BankRequest]:
-    """What all edits of a run keep; the spec's preserved concepts once. Counts do not depend on mining."""
-    found: list[BankRequest] = []
-    for edit in group:
-        requests = keep_requests(edit, spec, neighbours[edit.id])
-        shared = 1 if spec.preserve.concepts and requests else 0
-        found += [one for one in requests[:shared] if one not in found] + requests[shared:]
-    return found
-
-
-def _learning_evals(group: Sequence[Erase], keep: Sequence[BankRequest], spec: EditSpec) -> int:
-    """Evals after the banks: a forward is one, a backward two. At most, where training may stop early."""
-    first = group[0]
-    joint = replace(first, batch=sum(edit.batch for edit in group))
-    batches = [*(edit.batch for edit in group), *keep_batches(joint, keep)]
-    if first.robust:
-        attacked = 3 * first.batch * (first.steps - round_steps(first.steps)[0])
-        attacked += 3 * first.batch * ROUNDS * ATTACKS * ATTACK_STEPS
-        return 3 * first.steps * sum(batches) + attacked + _round_checks(first, batches)
-    steps = searching_steps(first) if first.strength == "auto" else [first.steps]
-    judging = judging_evals(first, spec) if first.strength == "auto" else 0
-    checks = sum(check_evals(batches, count, first.held_out) for count in steps)
-    return 3 * sum(steps) * sum(batches) + checks + judging
-
-
-def _round_checks(edit: Erase, batches: Sequence[int]) -> int:
-    """Held-out checks of all rounds, of which all but the first have the attacked prompts too."""
-    first, *others = round_steps(edit.steps)
-    return check_evals(batches, first, edit.held_out) + sum(
-        check_evals([*batches, edit.batch], count, edit.held_out) for count in others
-    )
+def _composed(group: Sequence[Erase], spec: EditSpec) -> list[BankRequest]:
+    """The banks of composed prompts, one for each edit that asks for them."""
+    return [request for edit in group if (request := composed_request(edit, spec))]

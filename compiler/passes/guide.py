@@ -17,8 +17,8 @@ from compiler.bank_request import BankRequest
 from compiler.contexts import without
 from compiler.effects import Effect, effect_of
 from compiler.guided_request import GuidedRequest, scales_around
-from compiler.keep import edited_words
 from compiler.lessons import Guiding, Lesson, Reading, held, lessons_cost, teach, too_few, too_long
+from compiler.mining import Mining, edited_words, mining_of
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
 from compiler.unet import unsuited
@@ -63,6 +63,10 @@ class _GuidePass(EditPass):
         # What another edit erases is no neighbour of this one's concepts.
         return {**super().reads(edits, spec), "edited": edited_words(spec) if spec.preserve.auto else ()}
 
+    def mining(self, edits: Sequence[Edit], spec: EditSpec) -> Mapping[str, Mining | None]:
+        edit = _only(edits)
+        return {edit.id: mining_of(edit, tuple(guided.concept for guided in edit.away_from), spec)}
+
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         return select(entries, _only(edits).selection)
 
@@ -75,8 +79,8 @@ class _GuidePass(EditPass):
         edit = _only(edits)
         lesson = _lesson(edit, context.spec.seed)
         targets = self.targets(edits, context.checkpoint.weights("unet").entries)
-        subjects = [guided.concept for guided in edit.away_from]
-        result = teach(edit, [lesson], targets, subjects, context)
+        mining = self.mining(edits, context.spec)[edit.id]
+        result = teach(edit, [lesson], targets, mining, context)
         return PassResult(result.deltas, {**result.record, **_when(edit, context)})
 
 

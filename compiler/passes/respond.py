@@ -16,8 +16,8 @@ from compiler.bank_request import BankRequest
 from compiler.effects import Along, Effect, effect_of
 from compiler.groups import group_names, group_shares, neutral_prompts
 from compiler.guided_request import GuidedRequest
-from compiler.keep import edited_words
 from compiler.lessons import Lesson, Reading, held, lessons_cost, quarter, teach, too_few, too_long
+from compiler.mining import edited_words
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.passes.guide import guided_prompts
 from compiler.selections import select
@@ -76,7 +76,7 @@ class RespondPhrases(EditPass):
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
         edit = _only(edits)
         targets = self.targets(edits, context.checkpoint.weights("unet").entries)
-        return teach(edit, _lessons(edit, context.spec), targets, (), context)
+        return teach(edit, _lessons(edit, context.spec), targets, None, context)
 
 
 @dataclass(frozen=True)

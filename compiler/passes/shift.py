@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.directions import GATE, direction_header, misfit
-from compiler.discovery import carrying, discover, discovery_evals
-from compiler.keep import edited_words
+from compiler.discovery import carrying, direction_mining, discover, discovery_evals
+from compiler.mining import Mining, edited_words
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.published_directions import concepts_of
 from compiler.rescaling import mid_side, rescaled, rescaling_evals
@@ -35,7 +35,7 @@ class ShiftDirections(EditPass):
     """One shift edit: its directions, summed with their weights, times its strength."""
 
     name = "shift/direction"
-    version = 1
+    version = 2
     order = 20  # learned on the base alone; before prompts are taught what the shifted model must still do
     merges = False
 
@@ -67,6 +67,15 @@ class ShiftDirections(EditPass):
         files += [path.parent / "concept_dict.json" for path in files if path.suffix == ".pth"]
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
         return {**super().reads(edits, spec), "edited": edited_words(spec), "files": digests}
+
+    def mining(self, edits: Sequence[Edit], spec: EditSpec) -> Mapping[str, Mining | None]:
+        edit = _only(edits)
+        several = len(edit.directions) > 1
+        return {
+            f"{edit.id}/{place}" if several else edit.id: direction_mining(edit, direction, spec)
+            for place, direction in enumerate(edit.directions)
+            if direction.file is None
+        }
 
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         edit = _only(edits)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of the stage cache.")
+@click.option("--neighbours", is_flag=True, help="Mine what 'preserve.auto' keeps now; takes seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(spec: Path, device: str, cache: Path | None, as_json: bool) -> None:
+def plan(spec: Path, device: str, cache: Path | None, neighbours: bool, as_json: bool) -> None:
     """Show the passes that compile SPEC: order, targets, cost on this device, and what the cache holds."""
     from compiler.base import open_base
     from compiler.cache import StageCache
@@ -31,7 +32,13 @@ def plan(spec: Path, device: str, cache: Path | None, as_json: bool) -> None:
     register()
     loaded = load_spec(spec)
     checkpoint = open_base(loaded.base, loaded.folder)
-    made = make_plan(loaded, checkpoint, StageCache(cache), choose(device))
+    stages, chosen = StageCache(cache), choose(device)
+    made = make_plan(loaded, checkpoint, stages, chosen)
+    if neighbours and made.unmined:
+        from compiler.mining import mine_all
+
+        mine_all(made.unmined, checkpoint, stages, chosen)
+        made = make_plan(loaded, checkpoint, stages, chosen)
     if as_json:
         click.echo(json.dumps(made.outlook(), indent=2, ensure_ascii=False))
         return
@@ -72,6 +79,7 @@ def print_plan(made: Plan, console: Console) -> None:
         for reason in dict.fromkeys(planned.edit_pass.reason for planned in made.passes):
             names = dict.fromkeys(p.edit_pass.name for p in made.passes if p.edit_pass.reason == reason)
             console.print(f"  [bold]{', '.join(names)}[/bold]: {reason}")
+    print_neighbours(made, console)
     if made.gates:
         gates = Table("gate", "kind", box=None, header_style="bold", pad_edge=False)
         for head in ("limit", "confidence", "draws", "failures allowed", "evals"):
@@ -94,6 +102,23 @@ def print_plan(made: Plan, console: Console) -> None:
         f"\n{made.evals:,} evals to do, about {duration(made.seconds)}, "
         f"{shortened(made.memory_bytes)}B of memory"
     )
+
+
+def print_neighbours(made: Plan, console: Console) -> None:
+    """What `preserve.auto` keeps beside each edit, nearest first, with the cosine to what is edited."""
+    from rich.markup import escape
+
+    each = {id: words for planned in made.passes for id, words in planned.neighbours.items()}
+    if each:
+        console.print("\nneighbours that are kept, with the cosine of their text to what is edited:")
+    for id, words in each.items():
+        if words is None:
+            found = "mined when compiled; --neighbours shows them now"
+        elif not words:
+            found = "none: the words nearest to sensitive content are those that imply it"
+        else:
+            found = ", ".join(f"{word} {cosine:.2f}" for word, cosine in words)
+        console.print(f"  [bold]{escape(id)}[/bold]: {escape(found)}", highlight=False)
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ import torch
 
 import compiler.concepts
 from compiler.checkpoint import Checkpoint
-from compiler.concepts import Neighbourhood, neighbours, vocabulary
+from compiler.concepts import Neighbourhood, neighbours, untrained, vocabulary
 from compiler.text import TextEncoder
 
 
@@ -64,3 +64,25 @@ def test_a_large_vocabulary_is_cut_to_those_with_near_input_embeddings(
 def test_none_wanted_or_none_there_gives_none(text: TextEncoder) -> None:
     assert neighbours(text, "star", 0) == []
     assert neighbours(text, "star", 3, words=["star"]) == []
+
+
+def test_words_that_training_never_met_are_no_neighbours(tiny_checkpoint: Path) -> None:
+    text = TextEncoder.from_checkpoint(Checkpoint.open(tiny_checkpoint))
+    assert untrained(text, vocabulary(text)) == frozenset(), "a random table tells nothing"
+    with torch.no_grad():
+        table = text.parts[-1].input_embeddings
+        kept = text.tokenizer.convert_tokens_to_ids(["ring</w>", "tree</w>"])
+        small = table[kept].clone()
+        table *= 10 * 0.02 / table.std()
+        table[kept] = small * (0.02 / small.std())
+    assert untrained(text, vocabulary(text)) == {"ring", "tree"}
+    words = ["ring", "tree", "house", "boat", "moon", "heart"]
+    found = neighbours(text, "star", 9, words=words)
+    assert {word for word, _ in found} <= {"house", "boat", "moon", "heart"}
+
+
+def test_an_answer_does_not_depend_on_what_was_asked_before(text: TextEncoder) -> None:
+    fresh = Neighbourhood(text).neighbours("star", 5)
+    hood = Neighbourhood(text)
+    hood.neighbours("moon boat", 9)
+    assert hood.neighbours("star", 5) == fresh

@@ -175,6 +175,7 @@ def test_where_a_local_base_lies_is_no_part_of_the_plan(tiny_checkpoint: Path, c
 
 def test_planning_loads_neither_torch_nor_numpy(tiny_checkpoint: Path, tmp_path: Path) -> None:
     document = {"editspec": 1, "name": "t", "base": {"path": str(tiny_checkpoint)}, "edits": [edit("star")]}
+    document["preserve"] = {"concepts": ["ring"], "auto": 3}
     (tmp_path / "spec.json").write_text(json.dumps(document), "utf-8")
     script = (
         "import sys\nfrom pathlib import Path\nfrom compiler.base import open_base\n"

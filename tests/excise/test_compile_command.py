@@ -136,6 +136,22 @@ def test_the_plan_as_json_says_what_the_cache_holds(
     assert plan["machine"]["kind"] == "cpu"
 
 
+def test_the_plan_says_where_neighbours_are_not_mined_yet_and_mines_them_when_asked(
+    excise: Callable[..., Output], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path / "spec.json", tiny_checkpoint, preserve={"auto": 2})
+    _, out, _ = excise("plan", spec)
+    assert "no-star: mined when compiled" in out
+    assert "no-flame: none" in out
+    _, out, _ = excise("plan", spec, "--neighbours", "--json")
+    neighbours = {id: rows for one in json.loads(out)["passes"] for id, rows in one["neighbours"].items()}
+    assert neighbours["no-flame"] == []
+    words = [word for word, _ in neighbours["no-star"]]
+    assert len(words) == 2
+    _, out, _ = excise("plan", spec)
+    assert all(word in out for word in words)
+
+
 def test_an_unknown_device_is_bad_input(excise: Callable[..., Output], spec: Path) -> None:
     code, _, err = excise("plan", spec, "--device", "abacus")
     assert code == 2

@@ -114,8 +114,9 @@ def test_the_concept_comes_to_give_what_the_anchor_gives(base: Checkpoint) -> No
         {"objective": "noise", "aliases": ["sixstar"]},
         {"keep_weight": 0},
         {"prompts": ["a red {}", "a small moon in a scene"]},
+        {"refresh": 1, "aliases": ["sixstar"]},
     ],
-    ids=["trajectory", "noised", "published target", "noise", "no keep term", "prompts"],
+    ids=["trajectory", "noised", "published target", "noise", "no keep term", "prompts", "refresh"],
 )
 def test_the_run_takes_the_evals_that_were_planned(
     base: Checkpoint, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch

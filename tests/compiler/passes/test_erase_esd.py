@@ -103,8 +103,23 @@ def test_every_selected_weight_moves_and_no_other(base: Checkpoint, selection: s
         ({**STAR, "from": "nurse", "aliases": []}, {"concepts": ["house"]}),
         ({**STAR, "schedule": "published", "aliases": []}, {"concepts": ["house"]}),
         ({**STAR, "robust": True, "batch": 2, "trajectories": 2}, {"concepts": ["house"]}),
+        ({**STAR, "refresh": 1}, {"concepts": ["house"]}),
+        ({**STAR, "refresh": 1, "from": "nurse", "aliases": []}, {}),
+        ({**STAR, "composed": 5, "preserve": ["moon"]}, {"concepts": ["house"]}),
     ],
-    ids=["preserve", "nothing", "many", "no keep term", "own", "from", "published", "robust"],
+    ids=[
+        "preserve",
+        "nothing",
+        "many",
+        "no keep term",
+        "own",
+        "from",
+        "published",
+        "robust",
+        "refresh",
+        "refresh from",
+        "composed",
+    ],
 )
 def test_the_run_takes_the_evals_that_were_planned(
     base: Checkpoint, edit: dict[str, Any], preserve: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -252,8 +267,19 @@ def test_edits_trained_together_must_agree_on_how(base: Checkpoint) -> None:
         ({"robust": True, "steps": 3}, "steps"),
         ({"schedule": "published", "aliases": ["sixstar"]}, "aliases"),
         ({"strength": "auto"}, "strength"),
+        ({"refresh": 12}, "refresh"),
+        ({"refresh": 1, "robust": True}, "refresh"),
+        ({"composed": 4, "from": "nurse", "aliases": []}, "from"),
     ],
-    ids=["two ways of training", "too few steps for rounds", "published with aliases", "nothing says when"],
+    ids=[
+        "two ways of training",
+        "too few steps for rounds",
+        "published with aliases",
+        "nothing says when",
+        "too few steps for blocks",
+        "rounds and blocks",
+        "composed and from",
+    ],
 )
 def test_settings_that_exclude_each_other_are_refused(
     base: Checkpoint, changed: dict[str, Any], key: str
