@@ -1,4 +1,4 @@
-"""Runs a benchmark and keeps its figures under benchmarks/results/, with the command and the class of machine.
+"""Runs a benchmark and keeps its figures in benchmarks/results/, with the command and the class of machine.
 
 The benchmark's last line must be a JSON object, as `--json` prints it. Of the machine only the number of
 cores and the GPU's name are kept; arguments that are absolute paths are kept as their last part.

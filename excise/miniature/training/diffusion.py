@@ -96,7 +96,9 @@ def train_branch(
     unet = unet.to(memory_format=torch.channels_last)  # a fifth faster on CPU
     modules = {"text_encoder": text_encoder, "unet": unet}
     parameters = [*text_encoder.parameters(), *unet.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=branch.peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=branch.peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+    )
     averages: dict[str, torch.Tensor] = {}
     state = work / f"{branch.name}.state.safetensors"
     first = load_state(state, modules, optimizer, averages)
