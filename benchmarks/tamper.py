@@ -5,7 +5,8 @@ it back. Bytes are drawn over the whole artifact (so mostly weights) and again f
 files and the signature count as much). An intact copy must pass before and after.
 
 Usage: python benchmarks/tamper.py DIR [--flips N] [--seed N] [--json]
-DIR is any artifact of `excise compile`; it is not changed. Exit code 1 if anything went unseen.
+DIR is any artifact, such as `excise compile benchmarks/no_star.json -o DIR` gives.
+It is not changed. Exit code 1 if anything went unseen.
 Last line with --json: {"flips": N, "flips_found": N, "others": N, "others_found": N, ...}.
 """
 
