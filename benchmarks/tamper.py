@@ -5,7 +5,8 @@ it back. Bytes are drawn over the whole artifact (so mostly weights) and again f
 files and the signature count as much). An intact copy must pass before and after.
 
 Usage: python benchmarks/tamper.py DIR [--flips N] [--seed N] [--json]
-DIR is any artifact of `excise compile`; it is not changed. Exit code 1 if anything went unseen.
+DIR is any artifact, such as `excise compile benchmarks/no_star.json -o DIR` gives.
+It is not changed. Exit code 1 if anything went unseen.
 Last line with --json: {"flips": N, "flips_found": N, "others": N, "others_found": N, ...}.
 """
 
@@ -24,8 +25,9 @@ from typing import Any
 
 from compiler import artifact as layout
 from compiler.artifact import Artifact
+from exporters.attestations import signed_statements
 from exporters.manifest import write_manifest
-from exporters.sign import Signer, sign_artifact
+from exporters.sign import Signer, private_key, sign_artifact
 from exporters.verify import verify_artifact
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -95,6 +97,14 @@ def resigned(folder: Path) -> None:
         sign_artifact(folder, Signer(key=key_pair(Path(place), "thief")[0]), force=True)
 
 
+def attested_anew(folder: Path) -> None:
+    """Somebody else's attestations of the same build take the place of the signer's."""
+    with tempfile.TemporaryDirectory() as place:
+        private, _ = key_pair(Path(place), "thief")
+        theirs = signed_statements(Artifact(folder), private_key(private))
+    (folder / layout.ATTESTATIONS).write_bytes(theirs)
+
+
 def other_base(lock: dict[str, Any]) -> None:
     """Pin another base."""
     lock["base"]["files"]["model_index.json"] = lock["base"]["digest"] = "0" * 64
@@ -113,6 +123,8 @@ OTHERS: dict[str, Callable[[Path], object]] = {
     "a file removed": lambda at: (at / "vae/config.json").unlink(),
     "the manifest removed": lambda at: (at / layout.MANIFEST).unlink(),
     "the signature removed": lambda at: (at / layout.SIGNATURE).unlink(),
+    "the attestations removed": lambda at: (at / layout.ATTESTATIONS).unlink(),
+    "attestations by another key": attested_anew,
     "a file renamed": lambda at: (at / VAE).rename(at / "vae/other.safetensors"),
     "two files swapped": swap,
     "a file cut short": lambda at: (at / UNET).write_bytes((at / UNET).read_bytes()[:-1]),

@@ -5,7 +5,8 @@ verifies it some times over with its files in the system's cache (so that the di
 turns with hashing alone. `per_core` divides by processor time, so that a busy machine does not blur it.
 
 Usage: python benchmarks/verify.py DIR [--gigabytes G] [--rounds N] [--folder DIR] [--json]
-DIR is any artifact of `excise compile`; it is not changed.
+DIR is any artifact, such as `excise compile benchmarks/no_star.json -o DIR` gives.
+It is not changed.
 Last line with --json: {"verify_gb_per_s": .., "verify_gb_per_s_per_core": .., "sha256_gb_per_s": .., ...}.
 """
 

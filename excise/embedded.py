@@ -10,7 +10,7 @@ from compiler.base import register_embedded
 from compiler.evaluators import register_embedded as register_evaluators
 from compiler.licence import register_embedded as register_licence
 from editspec import EvaluatorRef, InputError
-from excise.miniature.assets import EVALUATORS, MODEL, evaluator_folder
+from excise.miniature.assets import EVALUATORS, LICENCE, MODEL, evaluator_folder
 
 NAME = "miniature"
 DEMO = Path(__file__).parent / "miniature" / "demo.json"
@@ -21,7 +21,7 @@ def register() -> None:
     """Make `{"path": "miniature"}` mean the embedded model, judged by its oracles unless told otherwise."""
     register_embedded(NAME, _model)
     register_evaluators(NAME, _evaluators)
-    register_licence(MODEL, "apache-2.0")
+    register_licence(MODEL, LICENCE)
 
 
 def _model() -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compiler.artifact import (
+    ATTESTATIONS,
     CARD,
     DELTAS,
     EDITS,
@@ -52,7 +53,9 @@ with the tool of the OpenSSF. Take the public key from the publisher by another 
 that travels with a model proves nothing. Where there is no `{SIGNATURE}`, nothing shows who made this.
 
 `{MANIFEST}` is an in-toto statement with SLSA provenance: every file by sha256, and all it was made from.
-Its maker ran the build and vouches for it, which is SLSA Build L1 at most."""
+Its maker ran the build and vouches for it, which is SLSA Build L1 at most. Where a key signed the artifact,
+`{ATTESTATIONS}` holds this statement and the gates' results as attestations by
+that key, one DSSE envelope a line, for tools that check policies."""
 
 
 def write_card(artifact: Artifact) -> None:

@@ -28,6 +28,9 @@ MODEL = "model.onnx"
 DATA = "model.onnx_data"  # the name that optimum and transformers.js expect; torch's own is model.onnx.data
 OPSET = 20
 EXAMPLE_BATCH = 2  # torch.export takes 1 for a constant
+#: diffusers upsamples 64 rows and more in another way, to the same numbers. Without this limit torch.export
+#: finds that out by tracing everything twice. The graph has no such limit.
+TRACED_BATCH = 63
 
 Shape = tuple[int | str, ...]  # sizes, or the names of dynamic ones ("4*height" is a multiple of four)
 
@@ -165,7 +168,7 @@ def _unet(checkpoint: Checkpoint) -> Graph:
         tuple(inputs),
         ("out_sample",),
         sizes,
-        {},
+        {"batch": TRACED_BATCH},
     )
 
 
@@ -183,7 +186,10 @@ def _vae(checkpoint: Checkpoint) -> tuple[Graph, Graph]:
     pixels = ("batch", int(config.get("in_channels", 3)), _times(step, "height"), _times(step, "width"))
     sizes = {"batch": (1, 1), "height": (2, height), "width": (2, width)}
     return (
-        Graph("vae_decoder", "vae", lambda: load(Decoder), (latents,), ("sample",), sizes, {}, halved=False),
+        Graph(
+            "vae_decoder", "vae", lambda: load(Decoder), (latents,),
+            ("sample",), sizes, {"batch": TRACED_BATCH}, halved=False,
+        ),
         Graph(
             "vae_encoder", "vae", lambda: load(Encoder), (Input("sample", pixels, "float"),),
             ("latent_parameters",), sizes, {}, halved=False,

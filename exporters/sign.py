@@ -1,16 +1,26 @@
-"""Signs an artifact: a Model Signing bundle over every file, by key, certificate or Sigstore identity."""
+"""Signs an artifact: attestations of how it was made, then a Model Signing bundle over every file.
+
+By key, certificate or Sigstore identity. The bundle covers the attestations too, so that none can be taken
+away or exchanged; a Sigstore identity has no key of its own to make any with.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compiler.artifact import CARD, SIGNATURE, Artifact
+from compiler.artifact import ATTESTATIONS, CARD, SIGNATURE, Artifact
 from editspec.errors import GateFailed, InputError
-from exporters.signature import CURVES, known_digests, read_pem, require_library
+from exporters.attestations import signed_statements
+from exporters.signature import CURVES, known_digests, read_pem, require_library, sigstore_told
 from exporters.verify import VerifyReport, verify_artifact
+
+if TYPE_CHECKING:
+    from model_signing.signing import Config as SigningConfig
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ def private_key(path: Path, password: bytes | None = None) -> Any:
 
 
 def sign_artifact(folder: Path, signer: Signer, *, force: bool = False) -> VerifyReport:
-    """Write model.sig into the artifact `folder`; what was verified before signing.
+    """Write the attestations and model.sig into the artifact `folder`; what was verified before signing.
 
     Only an intact artifact that passed its gates is signed: `GateFailed` says what is wrong with it. A
     signature that is there stays unless `force`. `InputError` for a key that cannot sign.
@@ -86,11 +96,19 @@ def sign_artifact(folder: Path, signer: Signer, *, force: bool = False) -> Verif
     if artifact.path(SIGNATURE).exists() and not force:
         raise InputError(str(artifact.path(SIGNATURE)), "is signed already", "sign it anew with --force")
     report = verify_artifact(folder)
-    flaws = [str(finding) for finding in report.findings if finding.check != "signature"]
+    replaced = (SIGNATURE, ATTESTATIONS)  # those of an earlier signing, or of one that was interrupted
+    flaws = [str(one) for one in report.findings if one.check != "signature" and one.path not in replaced]
     if flaws:
         raise GateFailed("not signed: " + "\n  ".join(flaws[:20]))
-    signed = {name: digest for name, digest in report.files.items() if name not in (SIGNATURE, CARD)}
-    _write(artifact, _bundle(artifact, signed, signer))
+    signed = {name: digest for name, digest in report.files.items() if name not in (*replaced, CARD)}
+    attested = None
+    if signer.key is not None:
+        attested = signed_statements(artifact, private_key(signer.key, signer.password))
+        signed[ATTESTATIONS] = hashlib.sha256(attested).hexdigest()
+    bundle = _bundle(artifact, signed, signer)
+    # Whatever ends this between the two files leaves what does not verify, and what signing again mends.
+    _write(artifact, ATTESTATIONS, attested)
+    _write(artifact, SIGNATURE, bundle)
     return report
 
 
@@ -98,6 +116,18 @@ def _bundle(artifact: Artifact, signed: dict[str, str], signer: Signer) -> bytes
     from model_signing import signing
 
     config = signing.Config()
+    with (
+        tempfile.TemporaryDirectory(prefix="excise-sign-") as place,
+        sigstore_told() if signer.sigstore else contextlib.nullcontext(),
+    ):
+        _choose(config, signer)
+        config.set_hashing_config(known_digests(signed, artifact.folder.resolve().name))
+        written = Path(place) / SIGNATURE
+        config.sign(artifact.folder, written)
+        return written.read_bytes()
+
+
+def _choose(config: SigningConfig, signer: Signer) -> None:
     if signer.sigstore:
         config.use_sigstore_signer(
             use_ambient_credentials=signer.identity_token is None, identity_token=signer.identity_token
@@ -114,19 +144,17 @@ def _bundle(artifact: Artifact, signed: dict[str, str], signer: Signer) -> bytes
         assert signer.key is not None
         password: Any = signer.password  # the library declares text, and hands it on to one that wants bytes
         config.use_elliptic_key_signer(private_key=signer.key, password=password)
-    config.set_hashing_config(known_digests(signed, artifact.folder.resolve().name))
-    with tempfile.TemporaryDirectory(prefix="excise-sign-") as place:
-        written = Path(place) / SIGNATURE
-        config.sign(artifact.folder, written)
-        return written.read_bytes()
 
 
-def _write(artifact: Artifact, bundle: bytes) -> None:
-    """Put the signature in place in one step."""
-    path = artifact.path(SIGNATURE)
-    fresh = path.with_name(f".{SIGNATURE}.new")
+def _write(artifact: Artifact, name: str, data: bytes | None) -> None:
+    """Put a file in place in one step; None takes it away."""
+    path = artifact.path(name)
+    if data is None:
+        path.unlink(missing_ok=True)
+        return
+    fresh = path.with_name(f".{path.name}.new")
     try:
-        fresh.write_bytes(bundle)
+        fresh.write_bytes(data)
         fresh.chmod(0o644)
         fresh.replace(path)
     finally:

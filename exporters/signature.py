@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -160,9 +161,24 @@ def require_library() -> None:
     import importlib.util
 
     # model-signing 1.1.1 imports OpenSSL without declaring it.
-    missing = [name for name in ("model_signing", "OpenSSL") if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for name in ("model_signing", "OpenSSL", "securesystemslib")
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise InputError("signatures", f"need the package {missing[0]}", INSTALL)
+
+
+@contextlib.contextmanager
+def sigstore_told() -> Iterator[None]:
+    """Inside, what goes wrong with Sigstore's servers or with the identity is an `InputError`."""
+    try:
+        yield
+    except Exception as error:
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        remedy = "check the network and who you are logged in as, or use a key: --key"
+        raise InputError("Sigstore", f"did not answer as it should: {why}", remedy) from error
 
 
 def public_key(path: Path) -> Any:
@@ -206,13 +222,14 @@ def _refusal(artifact: Artifact, signed: Mapping[str, str], trust: Trust) -> str
     from model_signing import verifying
 
     config = verifying.Config()
+    if trust.identity:
+        with sigstore_told():
+            config.use_sigstore_verifier(identity=trust.identity, oidc_issuer=trust.issuer or "")
     try:
         if trust.key is not None:
             config.use_elliptic_key_verifier(public_key=trust.key)
         elif trust.certificates:
             config.use_certificate_verifier(certificate_chain=trust.certificates)
-        else:
-            config.use_sigstore_verifier(identity=trust.identity or "", oidc_issuer=trust.issuer or "")
         config.set_hashing_config(known_digests(signed, artifact.folder.name))
         config.verify(artifact.folder, artifact.path(SIGNATURE))
     except Exception as error:  # noqa: BLE001 - four libraries raise here, and each error is a refusal

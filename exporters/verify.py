@@ -3,7 +3,7 @@
 In this order: ordinary files only, all of them as the manifest says and nothing
 else; the manifest as the record makes it; spec, lock, plan, edits and gates in agreement; strict weight
 files in a stock layout; where the base is at hand, the checkpoint as that plus the published change; the
-signature, by a key that comes from elsewhere.
+signature, by a key that comes from elsewhere, and the attestations by the same.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from compiler.artifact import (
 from compiler.checkpoint import Checkpoint
 from compiler.json_file import read_object
 from editspec.errors import InputError
+from exporters.attestations import attestation_flaws
 from exporters.inventory import Inventory
 from exporters.manifest import differences, encoded, read_manifest, statement
 from exporters.record import (
@@ -233,9 +234,13 @@ class _Verification:
             return "absent"
         flaws = list(signature_flaws(self.artifact, self.digests, trust, self.edited_card))
         self._add("signature", ((SIGNATURE, what) for what in flaws))
-        if trust is None:
-            return "not checked"
-        return "not checked" if flaws else "verified"
+        if not flaws and ATTESTATIONS in self.digests:  # a signature that holds covers them
+            self._understood(ATTESTATIONS, "signature", lambda: self._attested(trust))
+        held = not any(finding.check == "signature" for finding in self.findings)
+        return "verified" if held and trust is not None else "not checked"
+
+    def _attested(self, trust: Trust | None) -> Iterator[Disagreement]:
+        yield from ((ATTESTATIONS, what) for what in attestation_flaws(self.artifact, trust))
 
     def _relative(self, where: str) -> str:
         path = Path(where)

@@ -68,6 +68,18 @@ def tiny_checkpoint_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shallow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` with an autoencoder of two levels, 16x16 px: for what takes time by the layer."""
+    return _build(tmp_path_factory.mktemp("checkpoints") / "shallow", shallow=True)
+
+
+@pytest.fixture(scope="session")
+def shallow_checkpoint_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in Stable Diffusion XL layout, its U-Net of one level."""
+    return _build(tmp_path_factory.mktemp("checkpoints") / "shallow-sdxl", xl=True, shallow=True)
+
+
+@pytest.fixture(scope="session")
 def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole artifact, compiled from `tiny_checkpoint` with one closed-form edit and one gate."""
     from editspec import parse_spec
@@ -98,13 +110,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("EXCISE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-def _build(folder: Path, *, half: bool = False, xl: bool = False) -> Path:
+def _build(folder: Path, *, half: bool = False, xl: bool = False, shallow: bool = False) -> Path:
     import diffusers
     import torch
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        unet, vae, scheduler = _unet(xl), _vae(), _scheduler()
+        unet, vae, scheduler = _unet(xl, shallow), _vae(2 if shallow else 4), _scheduler()
         encoders = [_text_encoder(32, projection=False)]
         if xl:
             encoders.append(_text_encoder(24, projection=True))
@@ -123,7 +135,7 @@ def _build(folder: Path, *, half: bool = False, xl: bool = False) -> Path:
     return folder
 
 
-def _unet(xl: bool) -> Any:
+def _unet(xl: bool, shallow: bool) -> Any:
     from diffusers import UNet2DConditionModel
 
     size: dict[str, Any] = {
@@ -148,20 +160,26 @@ def _unet(xl: bool) -> Any:
             "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 6 * 8 + 24,
         }
+        if shallow:
+            size |= {
+                "block_out_channels": (32,),
+                "down_block_types": ("CrossAttnDownBlock2D",),
+                "up_block_types": ("CrossAttnUpBlock2D",),
+            }
     return UNet2DConditionModel(**size)
 
 
-def _vae() -> Any:
+def _vae(levels: int) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16)[:: 1 if levels == 4 else 2],
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=4,
         layers_per_block=1,
         norm_num_groups=4,
-        sample_size=64,
+        sample_size=8 * 2 ** (levels - 1),
     )
 
 

@@ -34,11 +34,14 @@ def sign(
 ) -> None:
     """Write model.sig, an OpenSSF Model Signing bundle over every file, into the artifact DIR.
 
+    With a key provenance/attestations.intoto.jsonl is written first: the manifest and the gates' results as
+    signed in-toto attestations, one DSSE envelope a line. model.sig covers it too.
+
     Only an intact artifact that passed its gates is signed. The password of an encrypted key is asked for, or
     taken from the variable EXCISE_KEY_PASSWORD. `excise verify DIR --key PUBLIC` and the command
     `model_signing verify` check the result.
     """
-    from compiler.artifact import SIGNATURE
+    from compiler.artifact import ATTESTATIONS, SIGNATURE
     from editspec import InputError
     from exporters.sign import Signer, sign_artifact
 
@@ -51,6 +54,7 @@ def sign(
     report = sign_artifact(artifact, signer, force=force)
     if as_json:
         facts = {"ok": True, "artifact": str(artifact), "signature": str(artifact / SIGNATURE)}
+        facts["attestations"] = None if sigstore else str(artifact / ATTESTATIONS)
         click.echo(json.dumps({**facts, "digest": report.digest, "files": len(report.files)}, indent=2))
     else:
         click.echo(str(artifact / SIGNATURE))

@@ -49,6 +49,7 @@ def test_a_signed_artifact_verifies_and_a_changed_one_exits_with_3(
     private, public = key_pair(tmp_path)
     code, out, _ = excise("sign", built, "--key", private)
     assert (code, out) == (0, f"{built / layout.SIGNATURE}\n")
+    assert len((built / layout.ATTESTATIONS).read_text("ascii").splitlines()) == 2
     code, out, _ = excise("verify", built, "--key", public)
     assert code == 0
     assert "signature  verified" in out
@@ -116,6 +117,20 @@ def test_an_encrypted_key_takes_its_password_from_the_environment(
     assert (code, json.loads(out)["ok"]) == (0, True)
     assert "sesame" not in out + err
     assert excise("verify", built, "--key", public)[0] == 0
+
+
+def test_sigstore_out_of_reach_is_one_message(
+    excise: Callable[..., Output], built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("model_signing", reason="needs the extra 'sign'")
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # a closed port
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    code, out, err = excise("sign", built, "--sigstore")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: Sigstore: did not answer")
+    assert len(err.splitlines()) == 2, "what is wrong, and what to do"
 
 
 def test_a_rebuild_gives_the_same_digests_and_another_base_is_refused(

@@ -5,11 +5,13 @@ The edits: low rank, full rank, a kernel, a bias and a norm.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from local_hub import TOKEN, LocalHub, short_waits
+from signing_keys import Keys
 from small_artifact import build
 
 TENSORS = {
@@ -80,3 +82,26 @@ def artifact(tmp_path: Path) -> Callable[..., Path]:
         return build(tmp_path / f"artifact-{version}-{len(list(tmp_path.iterdir()))}", version, files)
 
     return make
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    """Keys and certificates of this test."""
+    (tmp_path / "keys").mkdir()
+    return Keys(tmp_path / "keys")
+
+
+@pytest.fixture
+def built(tiny_artifact: Path, tmp_path: Path) -> Path:
+    """A compiled artifact that a test may change."""
+    return Path(shutil.copytree(tiny_artifact, tmp_path / "built"))
+
+
+@pytest.fixture
+def signed(built: Path, keys: Keys) -> tuple[Path, Path]:
+    """`built`, signed, and the public key."""
+    from exporters.sign import Signer, sign_artifact
+
+    private, public = keys.pair("release")
+    sign_artifact(built, Signer(key=private))
+    return built, public

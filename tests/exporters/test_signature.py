@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from signing_keys import Keys
 
 from compiler import artifact as layout
 from compiler.artifact import Artifact
@@ -21,76 +22,6 @@ from exporters.signature import Trust
 from exporters.verify import VerifyReport, verify_artifact
 
 pytest.importorskip("model_signing", reason="needs the extra 'sign'")
-
-
-class Keys:
-    """Key pairs and certificates in a folder, made as they are needed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def pair(self, name: str, curve: str = "SECP256R1", password: bytes | None = None) -> tuple[Path, Path]:
-        from cryptography.hazmat.primitives import serialization as s
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        key = ec.generate_private_key(getattr(ec, curve)())
-        locked = s.BestAvailableEncryption(password) if password else s.NoEncryption()
-        private, public = self.folder / f"{name}.pem", self.folder / f"{name}.pub"
-        private.write_bytes(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, locked))
-        public.write_bytes(key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo))
-        return private, public
-
-    def certified(self, name: str) -> tuple[Path, Path, Path]:
-        """A private key, its certificate, and the root that signed it."""
-        import datetime
-
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.x509.oid import NameOID
-
-        keys = [
-            serialization.load_pem_private_key(self.pair(n)[0].read_bytes(), None)
-            for n in (name, f"{name}-ca")
-        ]
-        names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, n)]) for n in (name, f"{name}-ca")]
-        start = datetime.datetime(2026, 1, 1)
-        paths = []
-        for at in (0, 1):
-            usage = x509.KeyUsage(at == 0, False, False, False, False, at == 1, False, False, False)
-            certificate = (
-                x509.CertificateBuilder()
-                .subject_name(names[at])
-                .issuer_name(names[1])
-                .public_key(keys[at].public_key())  # type: ignore[arg-type]
-                .serial_number(at + 1)
-                .not_valid_before(start)
-                .not_valid_after(start + datetime.timedelta(days=3650))
-                .add_extension(x509.BasicConstraints(ca=at == 1, path_length=None), critical=True)
-                .add_extension(usage, critical=True)
-                .sign(keys[1], hashes.SHA256())  # type: ignore[arg-type]
-            )
-            paths.append(self.folder / f"{name}-{at}.crt")
-            paths[-1].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        return self.folder / f"{name}.pem", paths[0], paths[1]
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    (tmp_path / "keys").mkdir()
-    return Keys(tmp_path / "keys")
-
-
-@pytest.fixture
-def built(tiny_artifact: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_artifact, tmp_path / "built"))
-
-
-@pytest.fixture
-def signed(built: Path, keys: Keys) -> tuple[Path, Path]:
-    """A signed artifact and the public key."""
-    private, public = keys.pair("release")
-    sign_artifact(built, Signer(key=private))
-    return built, public
 
 
 def what(report: VerifyReport) -> str:
@@ -232,6 +163,41 @@ def test_a_certificate_is_verified_against_its_root(built: Path, keys: Keys) -> 
     stranger = keys.certified("stranger")[2]
     report = verify_artifact(built, trust=Trust(certificates=(stranger,)))
     assert "is not by a certificate of these roots" in what(report)
+
+
+def test_a_certificate_below_an_intermediate_is_verified_against_the_root(built: Path, keys: Keys) -> None:
+    private, certificate, chain, root = keys.certified_through("release")
+    sign_artifact(built, Signer(key=private, certificate=certificate, chain=(chain,)))
+    assert verify_artifact(built, trust=Trust(certificates=(root,))).signature == "verified"
+    sign_artifact(built, Signer(key=private, certificate=certificate), force=True)
+    report = verify_artifact(built, trust=Trust(certificates=(root,)))
+    assert "is not by a certificate of these roots" in what(report), "nothing leads from it to the root"
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server can be reached: whatever is asked for goes to a closed port of this machine."""
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+
+
+def test_without_the_network_sigstore_is_refused_and_nothing_is_signed(built: Path, nowhere: None) -> None:
+    with pytest.raises(InputError, match=r"Sigstore: did not answer as it should.*\n.*or use a key"):
+        sign_artifact(built, Signer(sigstore=True))
+    assert not (built / layout.SIGNATURE).exists()
+    assert not (built / layout.ATTESTATIONS).exists()
+
+
+def test_an_identity_that_cannot_be_looked_up_is_no_verdict_on_the_artifact(
+    signed: tuple[Path, Path], nowhere: None
+) -> None:
+    trust = Trust(identity="a@b.c", issuer="https://accounts.example.org")
+    with pytest.raises(InputError, match="Sigstore: did not answer"):
+        verify_artifact(signed[0], trust=trust)
 
 
 def test_an_encrypted_key_signs_with_its_password(built: Path, keys: Keys) -> None:

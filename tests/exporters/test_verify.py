@@ -24,11 +24,6 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture
-def built(tiny_artifact: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_artifact, tmp_path / "built"))
-
-
 def found(report: VerifyReport) -> set[tuple[str, str]]:
     return {(finding.check, finding.path) for finding in report.findings}
 

@@ -12,7 +12,9 @@ import pytest
 from compiler.artifact import GATES
 from compiler.checkpoint import Checkpoint
 from compiler.generate import Draw, generate
+from compiler.licence import Licence, base_licences
 from editspec import Erase, InputError, load_spec
+from excise.cli import run
 from excise.commands.compile import build
 from excise.embedded import demo_spec, register
 from excise.miniature.assets import DATA, EVALUATORS, MODEL, export
@@ -55,6 +57,35 @@ def test_the_card_lists_every_acceptance_figure() -> None:
 def test_the_exported_miniature_is_an_ordinary_checkpoint_with_equal_files(tmp_path: Path) -> None:
     folder = export(tmp_path / "mini")
     assert Checkpoint.open(folder).digest == Checkpoint.open(MODEL).digest
+
+
+@pytest.mark.parametrize("twin", [False, True], ids=["model", "twin"])
+def test_an_exported_copy_states_the_licence_that_the_embedded_model_is_under(
+    twin: bool, tmp_path: Path
+) -> None:
+    register()
+    folder = export(tmp_path / "copy", twin=twin)
+    stated = base_licences(Checkpoint.open(folder))
+    assert stated == base_licences(Checkpoint.open(MODEL)) == (Licence("apache-2.0"),)
+    text = (folder / "README.md").read_text("utf-8")
+    assert ("never-saw twin" in text) is twin
+
+
+@pytest.mark.slow
+def test_a_build_is_rebuilt_bit_for_bit_from_the_embedded_model_and_from_an_exported_copy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = {"editspec": 1, "name": "no-star", "base": {"path": "miniature"}}
+    spec["edits"] = [{"edit": "erase", "concept": "star", "method": "closed-form", "anchor": "box"}]
+    (tmp_path / "spec.json").write_text(json.dumps(spec), "utf-8")
+    built = str(tmp_path / "built")
+    assert run(["compile", str(tmp_path / "spec.json"), "-o", built, "--device", "cpu"]) == 0
+    capsys.readouterr()
+    for more in ([], ["--base", str(export(tmp_path / "copy"))]):
+        assert run(["verify", built, "--rebuild", "--device", "cpu", "--json", *more]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["rebuild"] == {"ok": True, "differences": [], "notes": []}
+        assert report["checks"]["base"] == ("passed" if more else "skipped")
 
 
 def test_export_refuses_a_folder_with_files(tmp_path: Path) -> None:
