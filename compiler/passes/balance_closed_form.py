@@ -39,7 +39,7 @@ class BalanceClosedForm(EditPass):
     """One balance edit by solving, asking and correcting."""
 
     name = "balance/closed-form"
-    version = 1
+    version = 2
     order = 80
     merges = False
 
