@@ -161,10 +161,14 @@ def _changes(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict
 
 
 def learning_rate(settings: DistilSettings, step: int) -> float:
-    """The rate of step `step`: constant, or falling to zero in a line or a half cosine."""
+    """The rate of step `step` of a training, which may be a block of a longer one."""
     done = (settings.done + step) / (settings.whole or settings.steps)
-    factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
-    return settings.learning_rate * factor[settings.schedule]
+    return settings.learning_rate * falling(settings.schedule, done)
+
+
+def falling(schedule: Schedule, done: float) -> float:
+    """The share of the full rate when `done` of training is over: one, or falling in a line or half cosine."""
+    return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[schedule]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from compiler.carriers import Carrier
 from compiler.conditioning import Conditioning
-from compiler.distil import Diverged, learning_rate
+from compiler.distil import Diverged, falling
 from compiler.seeds import reproducible
 from compiler.shift_cost import GRADIENTS, SCALES_OF_STEP
 from compiler.shift_examples import Examples, Part, ShiftSettings, Student, Tally, Vectors, drawn, in_parts
@@ -173,7 +173,7 @@ def _polish(
     second_half = settings.steps // 2
     for step in range(settings.steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(settings, step)  # type: ignore[arg-type]  # it asks for three fields
+            group["lr"] = settings.learning_rate * falling(settings.schedule, step / settings.steps)
         optimiser.zero_grad(set_to_none=True)
         losses = _accumulate(
             student, vectors, drawn(parts, prompts, settings, step, "polish"), settings, tally
