@@ -167,7 +167,7 @@ def learning_rate(settings: DistilSettings, step: int) -> float:
 
 
 def falling(schedule: Schedule, done: float) -> float:
-    """The share of the full rate when `done` of training is over: one, or falling in a line or half cosine."""
+    """The share of the full rate with `done` of training over: one, or falling in a line or half cosine."""
     return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[schedule]
 
 
