@@ -70,7 +70,7 @@ class Gate:
     images: int = 32
     max_steps: int = 100
     min_steps: int = 0
-    learning_rate: float = 1e-4
+    learning_rates: tuple[float, ...] = (1e-4, 1e-3)
     guidance_scale: float = 5.0
     steps: int = 25
 

@@ -184,20 +184,22 @@ def _relearning(gates: Mapping[str, Any]) -> Iterator[str]:
         found, base = result["details"], _percent(result["control"]["rate"])
         (concept,), back = map(_text, result["plan"]["concepts"]), found["steps_to_return"]
         rates = {point["steps"]: point["rate"] for point in found["curve"]}
-        how = f"on {found['images']} pictures at learning rate {found['learning_rate']:g}"
+        slower = [other["learning_rate"] for other in found["slower"]]
+        tried = listed(f"{rate:g}" for rate in sorted([found["learning_rate"], *slower]))
+        how = f"on {found['images']} pictures"
         if back is None:
             told = (
                 f"{found['max_steps']} steps of fine-tuning {how} did not bring {concept} back: seen in "
-                f"{_percent(max(rates.values()))} of pictures at most (base {base}). More steps, other "
-                "settings or other means may."
+                f"{_percent(max(rates.values()))} of pictures at most (base {base}). Learning rates tried: "
+                f"{tried}. More steps, other settings or other means may bring it back."
             )
         elif back == 0:
             told = f"Without fine-tuning {concept} is seen in {_percent(rates[0])} of pictures (base {base})."
         else:
             told = (
                 f"Fine-tuning {how} brought {concept} back after {back} steps: seen in "
-                f"{_percent(rates[back])} of pictures then (before {_percent(rates[0])}, base {base}). Other "
-                "settings or means may be quicker."
+                f"{_percent(rates[back])} of pictures then (before {_percent(rates[0])}, base {base}). "
+                f"It is the quickest of the learning rates tried ({tried}); other means may be quicker."
             )
         yield f"{told} This is the gate {_code(result['id'])}; the whole curve is in `{GATES}`."
 

@@ -25,14 +25,14 @@ Side = Literal["base", "edited"]
 class Evidence:
     """Pictures of both models, row for row the same draws, and who looks at them.
 
-    `further` are a gate's own: the same draws by what it made of the edited model, by how far it went.
+    `further` are a gate's own: the same draws by what it made of the edited model, by how and how far.
     """
 
     draws: tuple[Draw, ...]
     base: Images
     edited: Images
     evaluators: tuple[Evaluator, ...]
-    further: Mapping[int, Images] = field(default_factory=dict)
+    further: Mapping[tuple[float, int], Images] = field(default_factory=dict)
 
     @cached_property
     def _rows(self) -> dict[Draw, int]:
@@ -47,7 +47,7 @@ class Evidence:
         """Where these draws lie in `base` and `edited`."""
         return [self._rows[draw] for draw in draws]
 
-    def among(self, draws: Sequence[Draw], further: Mapping[int, Images]) -> Evidence:
+    def among(self, draws: Sequence[Draw], further: Mapping[tuple[float, int], Images]) -> Evidence:
         """The evidence of these draws alone, with further pictures of them."""
         rows = self.rows(draws)
         return Evidence(tuple(draws), self.base[rows], self.edited[rows], self.evaluators, further)

@@ -148,7 +148,7 @@ class AcceptanceGate(ABC):
 
     def further(
         self, plan: GatePlan, evidence: Evidence, spec: EditSpec, models: Models
-    ) -> Mapping[int, Images]:
+    ) -> Mapping[tuple[float, int], Images]:
         """For a gate that does more than look: pictures of its draws by what it makes of the edited model."""
         return {}
 

@@ -6,8 +6,10 @@ its readers. Only where the spec says how many steps the erasure must outlast do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.gates import statistics
@@ -25,7 +27,6 @@ from compiler.gates.rates import unseen
 from compiler.generate import Draw
 from compiler.relearning import BATCH, SELECTION, Models, Relearning, relearn
 from compiler.seeds import derive
-from editspec.errors import InputError
 
 if TYPE_CHECKING:
     from compiler.gates.evidence import Evidence
@@ -61,18 +62,12 @@ class Relearned(AcceptanceGate):
 
     def further(
         self, plan: GatePlan, evidence: Evidence, spec: EditSpec, models: Models
-    ) -> dict[int, Images]:
+    ) -> Mapping[tuple[float, int], Images]:
         """The same draws after each look's steps; nothing where the base gives nothing to learn."""
-        from compiler.distil import Diverged
-
         base = _rate(plan, evidence, evidence.base)
         if base is None or base < LEAST_BASE:
             return {}
-        try:
-            return relearn(relearning(plan, spec), models)
-        except Diverged as error:
-            where = f"{spec.pointer(plan.gate)}/learning_rate"
-            raise InputError(where, f"fine-tuning diverged: {error}", "choose a smaller one") from error
+        return relearn(relearning(plan, spec), models)
 
     def judge(self, plan: GatePlan, evidence: Evidence) -> GateResult:
         gate, n = plan.gate, len(plan.trials)
@@ -86,10 +81,19 @@ class Relearned(AcceptanceGate):
                 "is nothing to bring back"
             )
             return GateResult(plan, passed=False, reason=reason, limit=plan.limit, control=control)
-        looks = {0: evidence.edited, **evidence.further}
-        curve = {steps: _rate(plan, evidence, images) or 0.0 for steps, images in sorted(looks.items())}
-        back = next((steps for steps, rate in curve.items() if rate >= SHARE_OF_BASE * base), None)
-        held = [steps for steps in curve if back is None or steps < back]
+        before = _rate(plan, evidence, evidence.edited) or 0.0
+        curves = {rate: {0: before} for rate in gate.learning_rates}
+        for (learning_rate, steps), images in sorted(evidence.further.items(), key=itemgetter(0)):
+            curves[learning_rate][steps] = _rate(plan, evidence, images) or 0.0
+        if not any(gate.max_steps in curve for curve in curves.values()):
+            reason = "not measured: fine-tuning diverged at every learning rate; give smaller learning_rates"
+            return GateResult(plan, passed=False, reason=reason, limit=plan.limit, control=control)
+        half = SHARE_OF_BASE * base
+        best = min(curves, key=lambda rate: _slowness(curves[rate], half))
+        curve, back = curves[best], _back(curves[best], half)
+        held = [
+            steps for steps in (0, *looks_at(gate.max_steps, gate.min_steps)) if back is None or steps < back
+        ]
         return GateResult(
             plan,
             passed=back is None or back > gate.min_steps,
@@ -100,10 +104,15 @@ class Relearned(AcceptanceGate):
             control=control,
             details={
                 "steps_to_return": back,
-                "curve": [_point(steps, rate, n, gate) for steps, rate in curve.items()],
+                "learning_rate": best,
+                "curve": _points(curve, plan),
+                "slower": [
+                    {"learning_rate": rate, "curve": _points(other, plan)}
+                    for rate, other in curves.items()
+                    if rate != best
+                ],
                 "images": gate.images,
                 "max_steps": gate.max_steps,
-                "learning_rate": gate.learning_rate,
                 "batch": BATCH,
                 "weights": SELECTION,
             },
@@ -120,7 +129,7 @@ def relearning(plan: GatePlan, spec: EditSpec) -> Relearning:
         number = derive(spec.seed, "relearned", prompt, position // len(prompts)) % 2**SEED_BITS
         lessons.append(Draw(prompt, number))
     looks = looks_at(gate.max_steps, gate.min_steps)
-    return Relearning(tuple(lessons), plan.draws, plan.sampling, looks, gate.learning_rate, spec.seed)
+    return Relearning(tuple(lessons), plan.draws, plan.sampling, looks, gate.learning_rates, spec.seed)
 
 
 def looks_at(max_steps: int, min_steps: int) -> tuple[int, ...]:
@@ -141,9 +150,25 @@ def _rate(plan: GatePlan, evidence: Evidence, images: Images) -> float | None:
     return float(np.logical_or.reduce(flags).mean())
 
 
-def _point(steps: int, rate: float, n: int, gate: Gate) -> dict[str, Any]:
-    interval = statistics.wilson(round(rate * n), n, gate.confidence)
-    return {"steps": steps, "rate": rate, "lower": interval.lower, "upper": interval.upper}
+def _back(curve: Mapping[int, float], half: float) -> int | None:
+    """The first look at which the concept is seen often enough."""
+    return next((steps for steps, rate in sorted(curve.items()) if rate >= half), None)
+
+
+def _slowness(curve: Mapping[int, float], half: float) -> tuple[float, float]:
+    """The smaller, the better an attack went: when it was back, then how much was seen at the most."""
+    back = _back(curve, half)
+    return (math.inf, -max(curve.values())) if back is None else (back, -curve[back])
+
+
+def _points(curve: Mapping[int, float], plan: GatePlan) -> list[dict[str, Any]]:
+    """The rate after each number of steps, with Wilson's interval."""
+    n, confidence = len(plan.trials), plan.gate.confidence
+    intervals = [statistics.wilson(round(rate * n), n, confidence) for rate in curve.values()]
+    return [
+        {"steps": steps, "rate": rate, "lower": one.lower, "upper": one.upper}
+        for (steps, rate), one in zip(curve.items(), intervals, strict=True)
+    ]
 
 
 def _reason(plan: GatePlan, curve: Mapping[int, float], back: int | None, base: float) -> str:
