@@ -59,11 +59,12 @@ def _results(gates: Mapping[str, Any]) -> Iterator[EvalResult]:
     from huggingface_hub import EvalResult
 
     for gate in gates["gates"]:
-        value = gate["bound"] if gate["observed"] is None else gate["observed"]
+        stayed = gate.get("unit") == "steps" and gate["observed"] is None
+        value = gate["bound"] if stayed else gate["observed"]
         if not isinstance(value, int | float):
             continue
         beside = {key: gate[key] for key in ("bound", "limit", "n", "passed") if gate.get(key) is not None}
-        if gate["observed"] is None:
+        if stayed:
             beside["more_than_value"] = True
         rate = gate["control"].get("rate")
         yield EvalResult(
