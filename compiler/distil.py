@@ -9,7 +9,7 @@ updates at the usual learning rates vanish in the rounding of every weight above
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,6 +25,9 @@ from compiler.terms import Loss, Term, accumulate, check
 from compiler.unet import config_of, examples_at_once, recomputes, recomputing
 
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
+
+Watch: TypeAlias = Callable[[int, Mapping[str, Tensor]], None]
+"""Told, in the middle of training, of the steps done and of the weights' changes by then."""
 
 
 class Diverged(Exception):
@@ -95,10 +98,13 @@ def distil(
     terms: Sequence[Term],
     settings: DistilSettings,
     advance: Callable[[int], None] = lambda evals: None,
+    watch: Watch | None = None,
+    watched: Collection[int] = (),
 ) -> Distilled:
     """Train the weights called `names`, starting from `unet` as it is; leaves `unet` as it was.
 
     `prompts` holds the rows that the terms' examples name. The same arguments give the same bits.
+    `watch` is called after each of the steps `watched`, counted from 1.
     Raises `Diverged` when the loss is not finite.
     """
     micro_batch = examples_at_once(config_of(unet))
@@ -132,6 +138,8 @@ def distil(
                     best = _changes(average or weights, start)
             evals += spent
             advance(spent)
+            if watch is not None and step + 1 in watched:
+                watch(step + 1, _changes(average or weights, start))
             if checked and patience.losses and patience.exhausted:
                 break
         deltas = best if best is not None else _changes(average or weights, start)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from compiler.progress import Progress
 
     Images = np.ndarray[Any, np.dtype[np.uint8]]
+    Latents = np.ndarray[Any, np.dtype[np.float32]]
 
 VERSION = 1  # raise it when the same draw may give another picture: it is part of the cache's keys
 BATCH_AREA = {"cpu": 2048, "cuda": 65536, "mps": 16384}  # latent positions in a batch: bounds the memory
@@ -137,6 +138,22 @@ class Sampler:
         assert pictures is not None
         return pictures
 
+    def latents(self, draws: Sequence[Draw], sampling: Sampling, progress: Progress | None = None) -> Latents:
+        """float32 (len(draws), channels, height, width), in order: the pictures before they are decoded."""
+        import numpy as np
+
+        from compiler.progress import Silent
+
+        parts = []
+        with (progress or Silent()).task("draw latents", total=len(draws)) as task:
+            for start in range(0, len(draws), self.batch):
+                part = list(draws[start : start + self.batch])
+                padded = part + [part[-1]] * (self.batch - len(part))
+                drawn = self._run(padded, sampling, "latent")[: len(part)]
+                parts.append(drawn.float().cpu().numpy())
+                task.advance(len(part))
+        return np.concatenate(parts)
+
     def _cached_batch(self, draws: Sequence[Draw], sampling: Sampling) -> Images:
         import numpy as np
 
@@ -166,6 +183,17 @@ class Sampler:
 
     def _draw(self, draws: Sequence[Draw], sampling: Sampling) -> Images:
         import numpy as np
+
+        pixels = self._run(draws, sampling, "np")
+        if not np.isfinite(pixels).all():
+            where = str(self.checkpoint.root)
+            raise InputError(where, "draws pictures that are not finite numbers", "check its weights")
+        # in C order, as the cache gives them back: sums over pixels must not depend on where they lie
+        images: Images = (pixels * 255).round().astype(np.uint8, order="C")
+        return images
+
+    def _run(self, draws: Sequence[Draw], sampling: Sampling, output_type: str) -> Any:
+        """What the pipeline gives for one batch."""
         import torch
 
         from compiler.seeds import reproducible
@@ -173,19 +201,13 @@ class Sampler:
         prompts = [draw.prompt for draw in draws]
         self._check_window(prompts)
         with reproducible():
-            pixels = self.pipeline(
+            return self.pipeline(
                 prompt=prompts,
                 generator=[torch.Generator("cpu").manual_seed(draw.seed) for draw in draws],
                 guidance_scale=sampling.guidance_scale,
                 num_inference_steps=sampling.steps,
-                output_type="np",
+                output_type=output_type,
             ).images
-        if not np.isfinite(pixels).all():
-            where = str(self.checkpoint.root)
-            raise InputError(where, "draws pictures that are not finite numbers", "check its weights")
-        # in C order, as the cache gives them back: sums over pixels must not depend on where they lie
-        images: Images = (pixels * 255).round().astype(np.uint8, order="C")
-        return images
 
     def _check_window(self, prompts: Sequence[str]) -> None:
         """The pipeline would cut what is too long and draw something else than was asked for."""

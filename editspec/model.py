@@ -50,9 +50,12 @@ class Preserve:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One acceptance test. Limits it does not have are None; `prompts` may have {} for the concept."""
+    """One acceptance test. Limits it does not have are None; `prompts` may have {} for the concept.
 
-    gate: Literal["erased", "implicit", "preserved", "neighbours", "drift"]
+    `steps` are those of sampling; a gate `relearned` also has those of its fine-tuning.
+    """
+
+    gate: Literal["erased", "implicit", "preserved", "neighbours", "drift", "relearned"]
     id: str
     concept: str | None = None
     label: str | None = None
@@ -64,6 +67,10 @@ class Gate:
     max_drift: float | None = None
     confidence: float = 0.95
     trials: int | None = None
+    images: int = 32
+    max_steps: int = 100
+    min_steps: int = 0
+    learning_rates: tuple[float, ...] = (1e-4, 1e-3)
     guidance_scale: float = 5.0
     steps: int = 25
 

@@ -47,13 +47,16 @@ def _show_gates(gates: list[dict[str, Any]], console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from compiler.gates.gate import SHARE, amount
+
     table = Table("gate", "kind", "verdict", box=None, header_style="bold", pad_edge=False)
     for head in ("measured", "bound", "limit", "base", "draws"):
         table.add_column(head, justify="right")
     for gate in gates:
         verdict = "[green]passed[/green]" if gate["passed"] else "[bold red]failed[/bold red]"
-        numbers = (gate["observed"], gate["bound"], gate["limit"], gate["control"].get("rate"))
-        shown = ("-" if number is None else f"{100 * number:.1f} %" for number in numbers)
+        unit = gate.get("unit", SHARE)
+        numbers = [amount(gate[key], unit) for key in ("observed", "bound", "limit")]
+        shown = (*numbers, amount(gate["control"].get("rate")))
         table.add_row(escape(gate["id"]), gate["gate"], verdict, *shown, f"{gate['n']:,}")
     console.print(table)
     for gate in gates:

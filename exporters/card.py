@@ -28,8 +28,7 @@ LIMITS = (
     (
         "An edit changes what the model does with a concept; it is no proof that the model has forgotten it. "
         "Whoever holds the weights can bring a concept back by fine-tuning on a few images, by a learned "
-        "embedding (textual inversion), or by subtracting the published change. How many steps of fine-tuning"
-        " bring one back was not measured for this build: take the cost of relearning to be small."
+        "embedding (textual inversion), or by subtracting the published change."
     ),
     (
         "The gates hold for the prompts, seeds, sampler, guidance scale and evaluators named in "
@@ -37,6 +36,11 @@ LIMITS = (
     ),
     "An evaluator can be wrong in both directions; a rate below its own error rate says nothing.",
     "Concepts that are near an edited one may have changed without a gate noticing it.",
+)
+
+UNMEASURED = (
+    "How many steps of fine-tuning bring a concept back was not measured for this build: take the cost of "
+    "relearning to be small."
 )
 
 VERIFY = f"""\
@@ -77,7 +81,7 @@ def write_card(artifact: Artifact) -> None:
         *_gates_part(gates),
         *(["![The same seeds before and after](" + GRID + ")"] if artifact.path(GRID).is_file() else []),
         "## Limits",
-        "\n".join(f"- {limit}" for limit in LIMITS),
+        "\n".join(f"- {limit}" for limit in (LIMITS[0], *_relearning(gates), *LIMITS[1:])),
         "## Made from",
         _origin(lock),
         "## How to verify",
@@ -160,9 +164,7 @@ def _gates_part(gates: Mapping[str, Any]) -> Iterator[str]:
         [
             _code(result["id"]),
             "passed" if result["passed"] else "**failed**",
-            _number(result["observed"]),
-            _number(result["bound"]),
-            _number(result["limit"]),
+            *(_number(result[key], result.get("unit")) for key in ("observed", "bound", "limit")),
             _number(result["control"].get("rate")),
             result["n"],
         ]
@@ -171,6 +173,39 @@ def _gates_part(gates: Mapping[str, Any]) -> Iterator[str]:
     yield _table(["gate", "result", "observed", "bound", "limit", "base", "draws"], rows)
     yield "\n".join(f"- {_code(result['id'])}: {_text(result['reason'])}" for result in gates["gates"])
     yield "A gate passes when the bound of its interval, not the observed value, is within the limit."
+
+
+def _relearning(gates: Mapping[str, Any]) -> Iterator[str]:
+    """What it took to bring each concept back, as far as a gate `relearned` measured it."""
+    measured = [one for one in gates["gates"] if one["gate"] == "relearned" and one["details"].get("curve")]
+    if not measured:
+        yield UNMEASURED
+    for result in measured:
+        found, base = result["details"], _percent(result["control"]["rate"])
+        (concept,), back = map(_text, result["plan"]["concepts"]), found["steps_to_return"]
+        rates = {point["steps"]: point["rate"] for point in found["curve"]}
+        slower = [other["learning_rate"] for other in found["slower"]]
+        tried = listed(f"{rate:g}" for rate in sorted([found["learning_rate"], *slower]))
+        how = f"on {found['images']} pictures"
+        if back is None:
+            told = (
+                f"{found['max_steps']} steps of fine-tuning {how} did not bring {concept} back: seen in "
+                f"{_percent(max(rates.values()))} of pictures at most (base {base}). Learning rates tried: "
+                f"{tried}. More steps, other settings or other means may bring it back."
+            )
+        elif back == 0:
+            told = f"Without fine-tuning {concept} is seen in {_percent(rates[0])} of pictures (base {base})."
+        else:
+            told = (
+                f"Fine-tuning {how} brought {concept} back after {back} steps: seen in "
+                f"{_percent(rates[back])} of pictures then (before {_percent(rates[0])}, base {base}). "
+                f"It is the quickest of the learning rates tried ({tried}); other means may be quicker."
+            )
+        yield f"{told} This is the gate {_code(result['id'])}; the whole curve is in `{GATES}`."
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.0f} %"
 
 
 def _origin(lock: Mapping[str, Any]) -> str:
@@ -217,8 +252,10 @@ def _base_name(lock: Mapping[str, Any]) -> str:
     return f"The local checkpoint {_code(base['path'])}"
 
 
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else "-"
+def _number(value: Any, unit: str | None = None) -> str:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return "-"
+    return f"{value:,} steps" if unit == "steps" else f"{value:.3g}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

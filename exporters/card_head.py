@@ -15,6 +15,7 @@ METRICS = {
     "preserved": "share of recognised pictures that were lost",
     "neighbours": "share of recognised pictures of near concepts that were lost",
     "drift": "distance between pictures before and after, of that between two seeds",
+    "relearned": "steps of fine-tuning until the concept is seen in half of the base's rate",
 }
 _FAMILY_TAGS = {"sdxl": "stable-diffusion-xl"}
 _EDIT_TAGS = {"erase": "concept-erasure", "ablate": "concept-ablation", "balance": "debiasing"}
@@ -51,13 +52,20 @@ def _tags(spec: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
 
 
 def _results(gates: Mapping[str, Any]) -> Iterator[EvalResult]:
-    """One result for each gate that measured a number: the measurement, with bound and limit beside it."""
+    """One result for each gate that measured a number: the measurement, with bound and limit beside it.
+
+    Where a concept did not come back, there is only a bound: more steps than that, which is said beside it.
+    """
     from huggingface_hub import EvalResult
 
     for gate in gates["gates"]:
-        if not isinstance(gate["observed"], int | float):
+        stayed = gate.get("unit") == "steps" and gate["observed"] is None
+        value = gate["bound"] if stayed else gate["observed"]
+        if not isinstance(value, int | float):
             continue
         beside = {key: gate[key] for key in ("bound", "limit", "n", "passed") if gate.get(key) is not None}
+        if stayed:
+            beside["more_than_value"] = True
         rate = gate["control"].get("rate")
         yield EvalResult(
             task_type="text-to-image",
@@ -66,6 +74,6 @@ def _results(gates: Mapping[str, Any]) -> Iterator[EvalResult]:
             dataset_config=gate["id"],
             metric_type=gate["gate"],
             metric_name=METRICS.get(gate["gate"], gate["gate"]),
-            metric_value=gate["observed"],
+            metric_value=value,
             metric_args=beside | ({"base": rate} if rate is not None else {}),
         )

@@ -134,6 +134,8 @@ def measure(
 ) -> GateReport:
     """Draw what the gates planned, once for gates that share a draw, and judge. Writes nothing."""
     from compiler.gates.report import gallery
+    from compiler.progress import Silent
+    from compiler.relearning import Models
     from compiler.seeds import reproducible
 
     plans = plan_gates(spec)
@@ -141,6 +143,7 @@ def measure(
         "base": Sampler(base, device=device, cache=cache),
         "edited": Sampler(edited, device=device, cache=cache),
     }
+    models = Models(samplers["base"], samplers["edited"], device, cache, progress or Silent())
     judged: dict[int, GateResult] = {}
     pictures: dict[int, list[GridRow]] = {}
     for sampling in dict.fromkeys(plan.sampling for plan in plans):
@@ -148,7 +151,10 @@ def measure(
         evidence = _drawn([plan for _, plan in members], sampling, samplers, evaluators, progress)
         with reproducible():
             for at, plan in members:
-                judged[at] = discover()[plan.gate.gate].judge(plan, evidence)
+                gate = discover()[plan.gate.gate]
+                further = gate.further(plan, evidence, spec, models)
+                seen = evidence.among(plan.draws, further) if further else evidence
+                judged[at] = gate.judge(plan, seen)
                 pictures[at] = gallery(plan, evidence)
     return GateReport(
         results=tuple(judged[at] for at in range(len(plans))),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,12 +23,16 @@ Side = Literal["base", "edited"]
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Pictures of both models, row for row the same draws, and who looks at them."""
+    """Pictures of both models, row for row the same draws, and who looks at them.
+
+    `further` are a gate's own: the same draws by what it made of the edited model, by how and how far.
+    """
 
     draws: tuple[Draw, ...]
     base: Images
     edited: Images
     evaluators: tuple[Evaluator, ...]
+    further: Mapping[tuple[float, int], Images] = field(default_factory=dict)
 
     @cached_property
     def _rows(self) -> dict[Draw, int]:
@@ -42,6 +46,11 @@ class Evidence:
     def rows(self, draws: Sequence[Draw]) -> list[int]:
         """Where these draws lie in `base` and `edited`."""
         return [self._rows[draw] for draw in draws]
+
+    def among(self, draws: Sequence[Draw], further: Mapping[tuple[float, int], Images]) -> Evidence:
+        """The evidence of these draws alone, with further pictures of them."""
+        rows = self.rows(draws)
+        return Evidence(tuple(draws), self.base[rows], self.edited[rows], self.evaluators, further)
 
     def witnesses(self, concept: str, label: str | None = None) -> list[tuple[Evaluator, str]]:
         """The evaluators that can see a concept, each with its label for it."""

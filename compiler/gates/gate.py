@@ -13,8 +13,11 @@ from editspec.templates import TEMPLATES, fill
 
 if TYPE_CHECKING:
     from compiler.gates.evidence import Evidence
+    from compiler.generate import Images
+    from compiler.relearning import Models
     from editspec import EditSpec, Gate
 
+SHARE = "share"  # the unit of rates, losses and drifts
 SEED_BITS = 31  # seeds that fit every framework, and that a person can type
 
 
@@ -44,6 +47,9 @@ class GatePlan:
     limit: float
     allowed: int | None = None
     shared: int = 0
+    unit: str = SHARE
+    further_evals: int = 0
+    """Evals of what the gate does beside its draws."""
 
     @property
     def id(self) -> str:
@@ -62,9 +68,12 @@ class GatePlan:
 
     @property
     def evals(self) -> int:
-        """U-Net evals on base and edited model, without the draws that earlier gates have made already."""
+        """U-Net evals on base and edited model, without the draws that earlier gates have made already.
+
+        With what the gate does beside them; a backward counts two.
+        """
         passes = 2 if self.gate.guidance_scale > 1 else 1
-        return 2 * (len(set(self.draws)) - self.shared) * self.gate.steps * passes
+        return 2 * (len(set(self.draws)) - self.shared) * self.gate.steps * passes + self.further_evals
 
     def as_dict(self) -> dict[str, Any]:
         """JSON facts for plan.json and gates.json."""
@@ -86,6 +95,8 @@ class GatePlan:
 @dataclass(frozen=True)
 class GateResult:
     """What a gate found. `bound` is held against `limit`; rates, losses and drifts all lie near 0 to 1.
+
+    With the unit "steps" these three count steps, and the bound is the most that the result outlasted.
 
     `control` is the base on the same draws: a gate that the base would pass too proves nothing and fails.
     """
@@ -120,6 +131,7 @@ class GateResult:
             "observed": self.observed,
             "bound": self.bound,
             "limit": self.limit,
+            "unit": self.plan.unit,
             "n": self.n,
             "failures": self.failures,
             "control": dict(self.control),
@@ -134,13 +146,22 @@ class AcceptanceGate(ABC):
     name: ClassVar[str]
     """The gate's name in a spec."""
 
+    def further(
+        self, plan: GatePlan, evidence: Evidence, spec: EditSpec, models: Models
+    ) -> Mapping[tuple[float, int], Images]:
+        """For a gate that does more than look: pictures of its draws by what it makes of the edited model."""
+        return {}
+
     @abstractmethod
     def plan(self, gate: Gate, spec: EditSpec) -> GatePlan:
         """Draws and what is accepted, without torch. Raises `Refusal`."""
 
     @abstractmethod
     def judge(self, plan: GatePlan, evidence: Evidence) -> GateResult:
-        """Pass or fail, with the measurement beside its limit and the base's as control."""
+        """Pass or fail, with the measurement beside its limit and the base's as control.
+
+        Where the gate drew further pictures, the evidence holds them and its draws alone.
+        """
 
     def needs(self, plan: GatePlan) -> tuple[str, ...]:
         """Concepts that an evaluator must be able to see."""
@@ -181,3 +202,10 @@ def counting_shared(plans: Sequence[GatePlan]) -> tuple[GatePlan, ...]:
 def percent(rate: float) -> str:
     """A rate for people: "4.9 %"."""
     return f"{100 * rate:.1f} %"
+
+
+def amount(value: float | None, unit: str = SHARE) -> str:
+    """A measurement, bound or limit for people: "4.9 %", "20 steps", "-" for none."""
+    if value is None:
+        return "-"
+    return percent(value) if unit == SHARE else f"{value:,} {unit}"

@@ -23,6 +23,7 @@ CHECKS: tuple[Callable[[Document], Iterator[Finding]], ...] = (
     gates.gates_judge_what_is_edited,
     gates.implicit_prompts_do_not_name_the_concept,
     gates.trials_can_show_the_limit,
+    gates.relearning_goes_as_far_as_its_limit,
     gates.something_can_judge,
 )
 

@@ -72,6 +72,17 @@ def trials_can_show_the_limit(spec: Document) -> Iterator[Finding]:
             )
 
 
+def relearning_goes_as_far_as_its_limit(spec: Document) -> Iterator[Finding]:
+    """What is not trained for min_steps cannot show that the concept stays away so long."""
+    for index, gate in enumerate(spec["gates"]):
+        if gate["gate"] == "relearned" and gate["min_steps"] > gate["max_steps"]:
+            yield (
+                f"/gates/{index}/min_steps",
+                f"{gate['max_steps']} steps cannot show that the concept stays away for {gate['min_steps']}",
+                f"give at least {gate['min_steps']} max_steps",
+            )
+
+
 def something_can_judge(spec: Document) -> Iterator[Finding]:
     """Only the miniature brings evaluators of its own; drift compares images and needs none."""
     if spec["evaluators"] or spec["base"].get("path") == "miniature":

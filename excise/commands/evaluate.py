@@ -94,13 +94,15 @@ def print_report(results: tuple[GateResult, ...], console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from compiler.gates.gate import amount
+
     table = Table("gate", "kind", "verdict", box=None, header_style="bold", pad_edge=False)
     for head in ("measured", "bound", "limit", "base", "draws"):
         table.add_column(head, justify="right")
     for result in results:
         verdict = "[green]passed[/green]" if result.passed else "[bold red]failed[/bold red]"
-        numbers = (result.observed, result.bound, result.limit, result.control.get("rate"))
-        shown = ("-" if number is None else f"{100 * number:.1f} %" for number in numbers)
+        numbers = [amount(n, result.plan.unit) for n in (result.observed, result.bound, result.limit)]
+        shown = (*numbers, amount(result.control.get("rate")))
         table.add_row(escape(result.id), result.plan.gate.gate, verdict, *shown, f"{result.n:,}")
     console.print(table)
     console.print()

@@ -17,6 +17,7 @@ from editspec import (
     Edit,
     EditSpec,
     Erase,
+    Gate,
     Guide,
     Guided,
     Phrase,
@@ -63,6 +64,12 @@ MINIMAL: list[tuple[dict[str, Any], Edit]] = [
 @pytest.mark.parametrize(("document", "value"), MINIMAL, ids=lambda v: str(v)[:60])
 def test_the_schema_and_the_values_have_the_same_defaults(document: dict[str, Any], value: Edit) -> None:
     assert spec(document).edits[0] == value
+
+
+def test_the_gate_of_relearning_has_the_same_defaults_in_schema_and_value() -> None:
+    (gate,) = spec(STAR, gates=[{"gate": "relearned", "concept": "star"}]).gates
+    prompts = TEMPLATES["object"]
+    assert gate == Gate(gate="relearned", id="relearned-star", concept="star", prompts=prompts, trials=20)
 
 
 def test_guidance_gets_the_defaults_of_its_method() -> None:

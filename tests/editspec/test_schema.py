@@ -34,8 +34,8 @@ def test_there_are_the_six_kinds_of_edit_and_each_has_a_value_class() -> None:
     assert set(edit_kinds()) == {"erase", "ablate", "shift", "guide", "balance", "respond"} == set(EDITS)
 
 
-def test_there_are_the_five_gates() -> None:
-    assert set(gate_kinds()) == {"erased", "implicit", "preserved", "neighbours", "drift"}
+def test_there_are_the_six_gates() -> None:
+    assert set(gate_kinds()) == {"erased", "implicit", "preserved", "neighbours", "drift", "relearned"}
 
 
 @pytest.mark.parametrize("kind", edit_kinds())

@@ -135,6 +135,51 @@ def test_the_card_states_the_limits_of_what_was_shown(tmp_path: Path) -> None:
     assert "the base's licence and use restrictions go on" in text
 
 
+def relearned(rates: dict[int, float], back: int | None, **more: Any) -> dict[str, Any]:
+    """What a gate `relearned` found: rates by steps, and the steps at which the concept was back."""
+    curve = [{"steps": steps, "rate": rate} for steps, rate in rates.items()]
+    held = [steps for steps in rates if back is None or steps < back]
+    details = {"curve": curve, "steps_to_return": back, "images": 32, "max_steps": 50, "learning_rate": 1e-4}
+    details["slower"] = [{"learning_rate": 1e-3, "curve": curve}]
+    facts = {"gate": "relearned", "unit": "steps", "observed": back, "bound": held[-1] if held else None}
+    facts |= {"limit": 0, "n": 20, "control": {"rate": 1.0}, "plan": {"concepts": ["a*b"]}}
+    return gate("back", **facts, details=details, **more)
+
+
+def test_a_measured_cost_of_relearning_is_among_the_limits(tmp_path: Path) -> None:
+    text = card(tmp_path, gates=(gate(), relearned({0: 0.0, 10: 0.1, 50: 0.85}, 50)))
+    limits = text[text.index("## Limits") : text.index("## Made from")]
+    assert "Fine-tuning on 32 pictures brought a\\*b back after 50 steps" in limits
+    assert "seen in 85 % of pictures then (before 0 %, base 100 %)" in limits
+    assert "It is the quickest of the learning rates tried (0.0001 and 0.001)" in limits
+    assert "was not measured for this build" not in limits
+    assert "| `back` | passed | 50 steps | 10 steps | 0 steps | 1 | 20 |" in text
+
+
+def test_that_a_concept_did_not_come_back_is_said_with_what_was_tried(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    text = card(tmp_path, gates=(relearned({0: 0.0, 10: 0.05, 50: 0.0}, None),))
+    assert "50 steps of fine-tuning on 32 pictures did not bring a\\*b back" in text
+    assert "seen in 5 % of pictures at most (base 100 %). Learning rates tried: 0.0001 and 0.001." in text
+    results = ModelCard(text).data.eval_results
+    assert results is not None
+    (result,) = results
+    assert result.metric_value == 50
+    assert result.metric_args["more_than_value"] is True
+    assert result.metric_name == "steps of fine-tuning until the concept is seen in half of the base's rate"
+
+
+def test_what_is_seen_without_fine_tuning_is_not_called_brought_back(tmp_path: Path) -> None:
+    text = card(tmp_path, gates=(relearned({0: 0.9, 50: 1.0}, 0, passed=False),))
+    assert "Without fine-tuning a\\*b is seen in 90 % of pictures (base 100 %)." in text
+
+
+def test_a_gate_that_could_not_measure_relearning_leaves_it_unmeasured(tmp_path: Path) -> None:
+    unseen = gate("back", passed=False, gate="relearned", observed=None, bound=None, details={})
+    assert "was not measured for this build" in card(tmp_path, gates=(unseen,))
+
+
 def test_a_card_without_gates_claims_no_evidence(tmp_path: Path) -> None:
     assert "a claim without evidence" in card(tmp_path, gates=())
 

@@ -21,7 +21,7 @@ PRESERVED = Gate(gate="preserved", id="keeps", concepts=("star", "moon"), max_lo
 
 
 def test_the_folder_walk_finds_every_gate_of_the_schema():
-    assert sorted(discover()) == ["drift", "erased", "implicit", "neighbours", "preserved"]
+    assert sorted(discover()) == ["drift", "erased", "implicit", "neighbours", "preserved", "relearned"]
 
 
 @pytest.mark.parametrize(
