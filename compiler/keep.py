@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from compiler.bank_request import BankRequest, SampledEdit
-from compiler.mining import neighbours_kept
+from compiler.mining import MiningEdit, neighbours_kept
 from editspec.templates import TEMPLATES, fill
 
 if TYPE_CHECKING:
@@ -21,15 +21,9 @@ if TYPE_CHECKING:
 TRAJECTORIES_OF_A_CONCEPT = 2
 
 
-class KeepingEdit(SampledEdit, Protocol):
+class KeepingEdit(SampledEdit, MiningEdit, Protocol):
     """The fields with which a distilled edit says what it keeps and how much that counts."""
 
-    @property
-    def kind(self) -> str: ...
-    @property
-    def preserve(self) -> tuple[str, ...]: ...
-    @property
-    def keep_weight(self) -> float: ...
     @property
     def batch(self) -> int: ...
 

@@ -34,7 +34,7 @@ Neighbours: TypeAlias = Sequence[tuple[str, float]]
 """Words and the centred cosines of their text embeddings, nearest first."""
 
 
-class KeepingEdit(Protocol):
+class MiningEdit(Protocol):
     """The fields that say whether an edit keeps neighbours, and what it keeps by name."""
 
     @property
@@ -63,12 +63,12 @@ def edited_words(spec: EditSpec) -> tuple[str, ...]:
     return tuple(found)
 
 
-def neighbours_kept(edit: KeepingEdit, spec: EditSpec) -> int:
+def neighbours_kept(edit: MiningEdit, spec: EditSpec) -> int:
     """How many neighbours an edit keeps: `preserve.auto`, but none of content, nor without a keep term."""
     return spec.preserve.auto if edit.kind != "content" and edit.keep_weight else 0
 
 
-def mining_of(edit: KeepingEdit, subjects: Sequence[str], spec: EditSpec) -> Mining | None:
+def mining_of(edit: MiningEdit, subjects: Sequence[str], spec: EditSpec) -> Mining | None:
     """What an edit asks for beside all that the spec edits or preserves by name; None for nothing."""
     count = neighbours_kept(edit, spec)
     if not count or not subjects:
