@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -149,6 +150,7 @@ def main() -> None:
     figures: dict[str, Any] = {"plan_seconds": plan_seconds(), **miniature_figures(arguments.trials)}
     if not arguments.skip_full_size:
         for script in ("link.py", "closed_form.py"):
+            os.sync()  # what an earlier part wrote must not be written back while this one is timed
             command = [sys.executable, str(ROOT / "benchmarks" / script), "--json"]
             output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
             figures |= json.loads(output.strip().splitlines()[-1])
