@@ -8,7 +8,8 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 try:
@@ -117,6 +118,31 @@ def _swap(one: bytes, other: bytes) -> int:
     if call is None:
         return errno.ENOSYS
     return 0 if call(*arguments) == 0 else ctypes.get_errno()
+
+
+@contextlib.contextmanager
+def flushing() -> Iterator[Callable[[Path], None]]:
+    """A function that begins to flush a file or a folder's tree to disk while its caller goes on.
+
+    Leaving waits for all that was begun and raises what the disk refused: the system tells of it only once,
+    so `publish`, which syncs everything again and finds little to do, would not hear of it.
+    """
+    begun: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield lambda path: begun.append(pool.submit(_sync_tree_or_file, path))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    for flush in begun:
+        flush.result()
+
+
+def _sync_tree_or_file(path: Path) -> None:
+    if path.is_dir():
+        sync_tree(path)
+    else:
+        _sync(path)
 
 
 def sync_tree(folder: Path) -> None:

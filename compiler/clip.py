@@ -8,6 +8,7 @@ transformers fills missing weights with random numbers. Tests hold it equal to t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -210,9 +211,12 @@ def load(checkpoint: Checkpoint, suffix: str, device: torch.device, dtype: torch
     if broken:
         what = f"lacks {len(broken)} weights in the shapes of its configuration, such as {broken[0]}"
         raise InputError(folder, what, "restore the files")
-    tensors = {short: weights.read(published[short]).to(device, dtype) for short in wanted}
-    tokenizer = CLIPTokenizer.from_pretrained(checkpoint.root / f"tokenizer{suffix}", local_files_only=True)
-    _require_fit(str(checkpoint.root / f"tokenizer{suffix}"), tokenizer, config)
+    place = checkpoint.root / f"tokenizer{suffix}"
+    with ThreadPoolExecutor(1) as beside:  # parsing a vocabulary takes as long as reading the weights
+        parsed = beside.submit(CLIPTokenizer.from_pretrained, place, local_files_only=True)
+        tensors = {short: weights.read(published[short]).to(device, dtype) for short in wanted}
+        tokenizer = parsed.result()
+    _require_fit(str(place), tokenizer, config)
     return Clip(tokenizer, config, tensors, penultimate=checkpoint.family == "sdxl", projected=projected)
 
 

@@ -10,12 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 
 from compiler.cache import default_root
 from editspec.errors import InputError
 
 MAX_THREADS = 8  # beyond that the disk is the limit
+PIECE = 2**24  # bytes, 10 ms of hashing
 SETTLED_SECONDS = 0.05  # clocks of file systems tick every few ms: within one tick a second write would hide
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -37,14 +39,14 @@ def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
 def file_digest(path: Path) -> str:
     """sha256 (hex) of one file, as `file_digests`."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())
             memory = _memory(before)
             known = _recall(memory)
             if known is not None:
                 return known
             started = time.time()
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = _sha256(file, before.st_size)
             after = os.fstat(file.fileno())
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from error
@@ -53,6 +55,15 @@ def file_digest(path: Path) -> str:
     if started - before.st_ctime > SETTLED_SECONDS:
         _remember(memory, digest)
     return digest
+
+
+def _sha256(file: FileIO, size: int) -> str:
+    """In large pieces: a thread that hashes small ones waits at each for those that run Python code."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(max(size, 1), PIECE)))
+    while count := file.readinto(buffer):
+        digest.update(buffer[:count])
+    return digest.hexdigest()
 
 
 def _size(path: Path) -> int:

@@ -6,7 +6,8 @@ Stages, each followed by its check; what is costly is cached under a digest of a
 2. plan                     passes in order, targets, gates and their sample sizes: plan.json
 3. run the passes           only declared targets moved, shapes and types as in the base, all finite;
                             how much later ones disturbed earlier ones is measured
-4. link                     base files + changes -> plain checkpoint; the base is still what was pinned
+4. link                     base files + changes -> plain checkpoint; the base is still what was pinned;
+                            what no pass may change is copied while they run
 5. write the provenance     editspec, lock, plan, edits, deltas and their parts
 6. prove                    the gates measure the linked checkpoint: gates.json
 7. finish                   what others add: model card, manifest
@@ -17,14 +18,18 @@ Linking is not cached: storing its result would write as many bytes as linking a
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler import artifact as layout
 from compiler.artifact import Artifact
+from compiler.atomic import flushing
 from compiler.base import open_base
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
@@ -40,7 +45,7 @@ from editspec.errors import GateFailed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compiler.link import LinkReport
+    from compiler.link import Linking, LinkReport
     from editspec import EditSpec
 
 Finish = Callable[[Artifact], None]
@@ -77,21 +82,43 @@ def compile_spec(
     progress = progress or Silent()
     with storage_refusals(out):
         checkpoint = open_base(spec.base, spec.folder)
-        plan = make_plan(spec, checkpoint, cache, device, passes)
+        with imported_beside("torch", "transformers.models.clip.tokenization_clip"):
+            plan = make_plan(spec, checkpoint, cache, device, passes)
         output = Output.claimed(
             out, force=force, base=checkpoint.root, needed_bytes=_bytes_of(checkpoint, plan)
         )
         with output.building() as built:
-            deltas, parts, records = run_passes(spec, checkpoint, plan, cache, progress)
-            report = link_checkpoint(checkpoint, plan, deltas, built, progress)
-            write_provenance(built, spec, checkpoint, plan, deltas, parts, records, report)
-            failed = prove(built, spec, checkpoint, device, cache, progress, mined_words(records))
-            for callback in finish:
-                callback(built)
+            with flushing() as flush:
+                with link_begun(checkpoint, plan, built, flush) as begun:
+                    deltas, parts, records = run_passes(spec, checkpoint, plan, cache, progress)
+                    report = link_checkpoint(checkpoint, plan, deltas, begun, progress)
+                write_provenance(built, spec, checkpoint, plan, deltas, parts, records, report)
+                flush(built.folder)
+                failed = prove(built, spec, checkpoint, device, cache, progress, mined_words(records))
+                for callback in finish:
+                    callback(built)
             if failed:
                 kept = output.reject(built).folder
                 raise GateFailed("\n  ".join([*failed, f"the artifact is kept in {kept}"]))
             return output.deliver(built)
+
+
+@contextlib.contextmanager
+def imported_beside(*modules: str) -> Iterator[None]:
+    """Import `modules` in a thread of their own while the base is hashed, which needs seconds as they do.
+
+    Leaving waits for them. What cannot be imported is told by who needs it.
+    """
+
+    def import_all() -> None:
+        with contextlib.suppress(Exception):
+            for module in modules:
+                importlib.import_module(module)
+
+    thread = threading.Thread(target=import_all)
+    thread.start()
+    yield
+    thread.join()
 
 
 def run_passes(
@@ -169,14 +196,24 @@ def _run_into(folder: Path, planned: PlannedPass, context: PassContext) -> None:
     )
 
 
-def link_checkpoint(
-    checkpoint: Checkpoint, plan: Plan, deltas: Mapping[str, Tensor], built: Artifact, progress: Progress
-) -> LinkReport:
-    """Write the checkpoint's files, edited, into the artifact; the base must still be what was pinned."""
-    from compiler.link import link
+@contextlib.contextmanager
+def link_begun(
+    checkpoint: Checkpoint, plan: Plan, built: Artifact, flush: Callable[[Path], None]
+) -> Iterator[Linking]:
+    """Copy what no pass may change into the artifact, and to disk, while the passes run."""
+    from compiler.link import linking
 
+    targets = {name for planned in plan.passes for name in planned.targets}
+    with linking(checkpoint, targets, built.folder, flush) as begun:
+        yield begun
+
+
+def link_checkpoint(
+    checkpoint: Checkpoint, plan: Plan, deltas: Mapping[str, Tensor], begun: Linking, progress: Progress
+) -> LinkReport:
+    """Finish the checkpoint's files in the artifact; the base must still be what was pinned."""
     with progress.task("link"):
-        report = link(checkpoint, deltas, built.folder)
+        report = begun.fold(deltas)
     if Checkpoint.open(checkpoint.root, checkpoint.variant).digest != plan.base_digest:
         raise StageFault("after 'link': the base checkpoint changed while it was compiled; compile again")
     return report

@@ -74,13 +74,13 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], int]:
 
     Their ranges tile the rest of the file exactly. Raises `InputError` for everything else.
     """
-    entries, data_start, _ = _read(path)
+    entries, data_start, _ = read_layout(path)
     return entries, data_start
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The file's `__metadata__`, {} when it has none. Raises `InputError` as `read_header` does."""
-    return _read(path)[2]
+    return read_layout(path)[2]
 
 
 def encode_header(entries: Iterable[TensorEntry]) -> bytes:
@@ -104,13 +104,14 @@ def read_tensor(entry: TensorEntry) -> torch.Tensor:
     dtype: torch.dtype = getattr(torch, TORCH_NAMES[entry.dtype])
     if entry.parameters == 0:
         return torch.empty(entry.shape, dtype=dtype)
-    data = bytearray(entry.stop - entry.start)
+    data = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
     with opened(entry.file) as file:
-        read_exactly(file, memoryview(data), entry.start, entry.file)
-    return torch.frombuffer(data, dtype=dtype).reshape(entry.shape)
+        read_exactly(file, data.numpy().data, entry.start, entry.file)
+    return data.view(dtype).reshape(entry.shape)
 
 
-def _read(path: Path) -> tuple[dict[str, TensorEntry], int, dict[str, str]]:
+def read_layout(path: Path) -> tuple[dict[str, TensorEntry], int, dict[str, str]]:
+    """What `read_header` and `read_metadata` say, for the price of one. Raises `InputError` as they do."""
     text, size = _header_text(path)
     header = _parse(path, text)
     metadata = _checked_metadata(path, header.pop("__metadata__", {}))

@@ -71,10 +71,12 @@ def main(stages: tuple[str, ...], work: Path, device: str, threads: int) -> None
     pixels = render(work, WORLD_SIZE)
     if "autoencoder" in chosen and not (work / "vae" / "config.json").exists():
         train_autoencoder(pixels, work / "vae", device=device)
-    vae = load_autoencoder(work / "vae")
+    # Captions and mini-CLIP need no autoencoder: they can be trained in a folder that holds nothing else.
+    vae = load_autoencoder(work / "vae") if {*BRANCHES, *RECIPES} & set(chosen) else None
     if {*BRANCHES, "clip"} & set(chosen):
         captions = caption_world(tokenizer, WORLD_SEED, WORLD_SIZE, work / "captions.npz")
     if set(BRANCHES) & set(chosen):
+        assert vae is not None
         latents = encode_world(vae.to(device), pixels, work / "latents.npy", device)
     for stage in chosen:
         if stage in BRANCHES:
@@ -84,9 +86,10 @@ def main(stages: tuple[str, ...], work: Path, device: str, threads: int) -> None
             text_encoder.half().save_pretrained(work / stage / "text_encoder")
             unet.half().save_pretrained(work / stage / "unet")
         elif stage in RECIPES:
+            assert vae is not None
             train_oracle(RECIPES[stage], vae, work)
         elif stage == "clip":
-            train_clip(tokenizer, pixels, captions, work)
+            train_clip(tokenizer, pixels, captions, WORLD_SEED, work)
         elif stage == "pack":
             from excise.miniature.training.pack import pack
 
