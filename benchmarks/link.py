@@ -1,12 +1,14 @@
 """How fast the linker writes a checkpoint of Stable Diffusion 1.4's size, against plain `cp -r` of the same.
 
 Builds the checkpoint (random weights, true names and shapes, 2.1 GB), then takes turns: cp, link with edited
-cross-attention keys and values, link with all that ESD-u edits; the first round only warms up. Both sides end
-with their bytes in the system's cache, as cp does; a second figure has them flushed to disk. The ratio is of
-median times. Deltas are read from a file as they are needed, as a large edit's would be.
+cross-attention keys and values, link with all that ESD-u edits. A first round only warms up; each further one
+begins with another of the three, and before each turn the machine is put into one state (readiness.py). Both
+sides end with their bytes in the system's cache, as cp does; a second figure has them flushed to disk. A
+round gives one ratio of times, cp's over the linker's; the figure is the median over rounds, its least and
+greatest beside it. Deltas are read from a file as they are needed, as a large edit's would be.
 
 Usage: python benchmarks/link.py [--rounds N] [--family sd1|sd2|sdxl] [--folder DIR] [--json]
-Last line with --json: {"link_over_cp": throughput ratio, "link_peak_mb": ..., ...}.
+Last line with --json: {"link_over_cp": throughput ratio, "link_over_cp_spread": [least, greatest], ...}.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from full_size import full_size_checkpoint
+from readiness import ready
 
 from compiler.atomic import sync_tree
 from compiler.checkpoint import Checkpoint
@@ -36,6 +38,7 @@ from compiler.weights import Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
+HEADROOM = 2**29  # bytes that the linker itself takes
 EDITS = {"link_over_cp": "cross-attention-kv", "link_all_over_cp": "non-cross-attention"}
 
 
@@ -71,9 +74,12 @@ def store_deltas(base: Checkpoint, selection: str, path: Path) -> StoredDeltas:
     return StoredDeltas(Weights.open(path.parent, path.stem).entries)
 
 
-def timed(action: Callable[[Path], object], out: Path) -> tuple[float, float]:
-    """Seconds that `action` takes to write `out`, without and with flushing it to disk."""
+def timed(
+    action: Callable[[Path], object], out: Path, sources: Sequence[Path], size: int
+) -> tuple[float, float]:
+    """Seconds that `action` takes to write `out`, `size` bytes, without and with flushing it to disk."""
     shutil.rmtree(out, ignore_errors=True)
+    ready(sources, size + HEADROOM)
     start = time.perf_counter()
     action(out)
     written = time.perf_counter() - start
@@ -81,10 +87,15 @@ def timed(action: Callable[[Path], object], out: Path) -> tuple[float, float]:
     return written, time.perf_counter() - start
 
 
-def measure(folder: Path, family: str, rounds: int) -> dict[str, float]:
+def measure(folder: Path, family: str, rounds: int) -> dict[str, Any]:
     """All figures, by name."""
-    base = Checkpoint.open(full_size_checkpoint(folder / "base", family))
-    size = sum((base.root / name).stat().st_size for name in base.files())
+    script = Path(__file__).with_name("full_size.py")
+    # In a process of its own, whose memory does not count for the linker's.
+    built = [sys.executable, str(script), str(folder / "base"), "--family", family]
+    subprocess.run(built, check=True, stdout=subprocess.DEVNULL)
+    base = Checkpoint.open(folder / "base")
+    files = [base.root / name for name in base.files()]
+    size = sum(path.stat().st_size for path in files)
     deltas = {
         name: store_deltas(base, selection, folder / name / "deltas.safetensors")
         for name, selection in EDITS.items()
@@ -92,24 +103,31 @@ def measure(folder: Path, family: str, rounds: int) -> dict[str, float]:
     actions: dict[str, Callable[[Path], object]] = {
         "cp": lambda out: subprocess.run(["cp", "-r", str(base.root), str(out)], check=True)
     }
+    sources = {"cp": files}
     for name in EDITS:
         actions[name] = lambda out, name=name: link(base, deltas[name], out)
+        sources[name] = [*files, folder / name / "deltas.safetensors"]
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for number in range(rounds + 1):
-        for name, action in actions.items():
-            seconds = timed(action, folder / "out")
+        order = [*actions][number % len(actions) :] + [*actions][: number % len(actions)]
+        for name in order:
+            seconds = timed(actions[name], folder / "out", sources[name], size)
             if number:
                 times[name].append(seconds)
                 rates = " ".join(f"{size / second / 1e9:5.2f}" for second in seconds)
                 print(f"{name:>18} {rates} GB/s (cached, flushed)", file=sys.stderr)
-    written = {name: statistics.median(pair[0] for pair in pairs) for name, pairs in times.items()}
-    flushed = {name: statistics.median(pair[1] for pair in pairs) for name, pairs in times.items()}
-    figures = {name: written["cp"] / written[name] for name in EDITS}
-    figures |= {f"{name}_flushed": flushed["cp"] / flushed[name] for name in EDITS}
-    figures |= {"cp_gb_per_s": size / written["cp"] / 1e9, "checkpoint_gb": size / 1e9}
-    # The peak of the whole process, which also built the checkpoint: an upper bound of the linker's.
-    figures["link_peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {name: round(figure, 3) for name, figure in figures.items()}
+    figures: dict[str, Any] = {}
+    for at, suffix in enumerate(("", "_flushed")):
+        for name in EDITS:
+            pairs = zip(times["cp"], times[name], strict=True)
+            ratios = sorted(copied[at] / linked[at] for copied, linked in pairs)
+            figures[f"{name}{suffix}"] = round(statistics.median(ratios), 3)
+            figures[f"{name}{suffix}_spread"] = [round(ratios[0], 3), round(ratios[-1], 3)]
+    cp_seconds = statistics.median(pair[0] for pair in times["cp"])
+    figures |= {"cp_gb_per_s": round(size / cp_seconds / 1e9, 3), "checkpoint_gb": round(size / 1e9, 3)}
+    # The peak of this whole process, torch and the full edit included: an upper bound of the linker's.
+    figures["link_peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return figures
 
 
 def main() -> None:

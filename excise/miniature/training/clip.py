@@ -1,6 +1,6 @@
 """Trains the mini-CLIP: pictures and captions in one space, for CLIP score and zero-shot checks.
 
-Captions alone teach it objects very slowly: in a batch of this world the colours, ground and style tell nearly
+Captions alone teach it objects very slowly: in a batch of this world colours, ground and style tell nearly
 every picture from every other, so nothing asks what is drawn. Hence a second loss beside the contrastive one:
 a picture shall also be nearest to the short text of each thing that it shows, among all things of that kind
 (unified contrastive learning, Yang et al. 2022, where a label is one more caption).
@@ -39,6 +39,8 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     "background": tuple(f"a {medium} on {{}}" for medium in MEDIA),
     "profession": TEMPLATES,
 }
+OFTEN = ("object", "style", "colour", "background")
+"""Kinds that are asked for at each step; the others, with their many names, at every second one."""
 HELD_OUT = 1000
 """The world's last pictures, which only show how training goes on."""
 
@@ -64,7 +66,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     )
     vision = CLIPVisionConfig(
         hidden_size=128,
-        intermediate_size=512,
+        intermediate_size=256,
         num_hidden_layers=3,
         num_attention_heads=4,
         image_size=IMAGE_SIZE,
@@ -76,7 +78,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def truths(seed: int, count: int) -> np.ndarray:
-    """Index of the right name in every label group for scenes 0..count-1, (count, groups); SKIP where none."""
+    """Index of the right name in every label group for scenes 0..count-1, (count, groups); SKIP: none."""
     return np.stack([truth(sample_scene(seed, index)) for index in range(count)])
 
 
@@ -90,15 +92,21 @@ class Names:
             self.ids[group] = torch.stack([_tokens(tokenizer, row) for row in texts])
         self.columns = {group: list(LABEL_GROUPS).index(group) for group in SENTENCES}
 
-    def drawn(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """One sentence of each kind, with every name in it: (names, window)."""
-        return {group: ids[int(rng.integers(len(ids)))] for group, ids in self.ids.items()}
+    def drawn(self, rng: np.random.Generator, step: int) -> dict[str, torch.Tensor]:
+        """One sentence of each kind whose turn it is, with every name in it: (names, window)."""
+        asked = self.ids if step % 2 else OFTEN
+        return {group: self.ids[group][int(rng.integers(len(self.ids[group])))] for group in asked}
 
 
 def _tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     return torch.tensor(
         tokenizer(texts, padding="max_length", truncation=True, max_length=WINDOW)["input_ids"]
     )
+
+
+def _trimmed(ids: torch.Tensor, eos: int) -> torch.Tensor:
+    """Without the last columns, where every text is over: what stands there reaches nothing."""
+    return ids[:, : int((ids != eos).sum(1).max()) + 1]
 
 
 def contrastive_loss(logits: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
@@ -115,13 +123,13 @@ def contrastive_loss(logits: torch.Tensor, captions: torch.Tensor) -> torch.Tens
 def naming_loss(
     pictures: torch.Tensor, names: Mapping[str, torch.Tensor], answers: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Mean over kinds of the cross-entropy of the right name; `names` (names, width) carry the logits' scale."""
+    """Sum over kinds of the cross-entropy of the right name; `names` (names, width) carry the scale."""
     losses = [
         functional.cross_entropy(pictures @ texts.T, answers[group], ignore_index=SKIP)
         for group, texts in names.items()
         if bool((answers[group] != SKIP).any())
     ]
-    return torch.stack(losses).mean()
+    return torch.stack(losses).sum()
 
 
 def train_clip(
@@ -130,7 +138,7 @@ def train_clip(
     captions: Captions,
     world_seed: int,
     work: Path,
-    steps: int = 6000,
+    steps: int = 4000,
     batch: int = 128,
     peak: float = 1e-3,
     seed: int = 5,
@@ -152,15 +160,16 @@ def train_clip(
     for step in range(first, steps):
         rng = np.random.default_rng([seed, step])
         rows = spoken[rng.integers(len(spoken), size=batch)]
-        ids = torch.from_numpy(captions.ids[rng.integers(CAPTION_VARIANTS, size=batch), rows]).long()
-        asked = names.drawn(rng)
+        told = rows[: batch // 2]  # texts cost as much as pictures, and the short ones teach more
+        ids = torch.from_numpy(captions.ids[rng.integers(CAPTION_VARIANTS, size=len(told)), told]).long()
+        asked = names.drawn(rng, step)
         pictures = _unit(model.get_image_features(pixel_values=to_model_range(pixels[rows])))
-        texts = _unit(model.get_text_features(input_ids=torch.cat([ids, *asked.values()])))
-        texts = texts * model.logit_scale.exp()
-        said, *named = texts.split([batch, *(len(one) for one in asked.values())])
+        read = _trimmed(torch.cat([ids, *asked.values()]), eos)
+        texts = _unit(model.get_text_features(input_ids=read)) * model.logit_scale.exp()
+        said, *named = texts.split([len(ids), *(len(one) for one in asked.values())])
         right = {group: torch.from_numpy(answers[rows, names.columns[group]]) for group in asked}
         naming = naming_loss(pictures, dict(zip(asked, named, strict=True)), right)
-        contrast = contrastive_loss(pictures @ said.T, ids)
+        contrast = contrastive_loss(pictures[: len(ids)] @ said.T, ids)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
         optimizer.zero_grad(set_to_none=True)
@@ -170,8 +179,8 @@ def train_clip(
         with torch.no_grad():
             model.logit_scale.clamp_(max=float(np.log(100)))  # as CLIP does
         if step % 250 == 0 or step == steps - 1:
-            told = told_apart(model, names, pixels[unseen], answers[unseen])
-            shares = " ".join(f"{group} {share:.3f}" for group, share in told.items())
+            found = told_apart(model, names, pixels[unseen], answers[unseen])
+            shares = " ".join(f"{group} {share:.3f}" for group, share in found.items())
             losses = f"loss {contrast.item():.3f} {naming.item():.3f}"
             click.echo(f"mini-clip step {step} {losses} {shares} {time.monotonic() - started:.0f}s")
             save_state(state, {"model": model}, optimizer, step + 1)
