@@ -2,6 +2,7 @@
 
 `python -m excise.miniature.acceptance` draws a few thousand pictures with the base and the never-saw twin,
 asks the oracles, and writes data/acceptance.json and data/CARD.md: every figure beside its bar and its n.
+With names of parts, as in `... acceptance clip`, it measures these anew and leaves the other figures alone.
 """
 
 from __future__ import annotations
@@ -200,26 +201,37 @@ def card(figures: list[Figure]) -> str:
     return head + "| figure | measured | bar | met | n |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
+PARTS: dict[str, Callable[[], list[Figure]]] = {
+    "oracles": oracle_figures,
+    "clip": clip_figures,
+    "named": lambda: named_figures(World(MODEL)),
+    "implicit": lambda: implicit_figures(World(MODEL)),
+    "people": lambda: people_figures(World(MODEL)),
+    "posters": lambda: poster_figures(World(MODEL)),
+    "twin": twin_figures,
+}
+
+
+def renewed(known: list[Figure], measured: list[Figure]) -> list[Figure]:
+    """The figures of a card after a part of them was measured again: in their old places, new ones last."""
+    by_name = {figure.name: figure for figure in measured}
+    return [by_name.pop(figure.name, figure) for figure in known] + list(by_name.values())
+
+
 @click.command(help=__doc__)
-def main() -> None:
-    """Measure everything, print it, and write acceptance.json and CARD.md."""
-    world = World(MODEL)
+@click.argument("parts", nargs=-1, type=click.Choice([*PARTS]))
+def main(parts: tuple[str, ...]) -> None:
+    """Measure everything, or these PARTS alone, print it, and write acceptance.json and CARD.md."""
     figures: list[Figure] = []
-    parts: tuple[Callable[[], list[Figure]], ...] = (
-        oracle_figures,
-        clip_figures,
-        lambda: named_figures(world),
-        lambda: implicit_figures(world),
-        lambda: people_figures(world),
-        lambda: poster_figures(world),
-        twin_figures,
-    )
-    for part in parts:
-        for figure in part():
+    for part in parts or PARTS:
+        for figure in PARTS[part]():
             figures.append(figure)
             click.echo(
                 f"{'ok ' if figure.met else 'NO '} {figure.name}: {figure.value} ({figure.bar}, n={figure.n})"
             )
+    if parts:
+        stored = json.loads((DATA / "acceptance.json").read_text("utf-8"))
+        figures = renewed([Figure(**row) for row in stored], figures)
     (DATA / "acceptance.json").write_text(json.dumps([asdict(f) for f in figures], indent=1) + "\n")
     (DATA / "CARD.md").write_text(card(figures))
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,34 @@ def test_publishing_with_replace_swaps_and_drops_the_old(
     atomic.publish(new, old, replace=True)
     assert (old / "text").read_text("utf-8") == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_leaving_waits_until_all_that_was_begun_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+
+    def slowly(path: Path) -> None:
+        time.sleep(0.05)
+        flushed.append(path.name)
+
+    monkeypatch.setattr(atomic, "_sync", slowly)
+    (tmp_path / "tree").mkdir()
+    for name in ("tree/one", "tree/two", "alone"):
+        (tmp_path / name).touch()
+    with atomic.flushing() as flush:
+        flush(tmp_path / "tree")
+        flush(tmp_path / "alone")
+    assert sorted(flushed) == ["alone", "one", "tree", "two"]
+
+
+def test_what_the_disk_refuses_to_flush_is_raised_on_leaving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(atomic, "_sync", refuse)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), atomic.flushing() as flush:
+        flush(tmp_path / "file")

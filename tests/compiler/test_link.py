@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import queue
 import shutil
 import stat
 import subprocess
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from compiler import file_copy, fold
 from compiler.checkpoint import Checkpoint
-from compiler.link import LinkError, link
+from compiler.link import LinkError, link, linking
 from compiler.selections import select
 from editspec.errors import InputError
 
@@ -355,3 +356,54 @@ def test_a_full_disk_is_bad_input_and_leaves_nothing(
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_what_no_edit_touches_is_copied_while_the_deltas_are_made(
+    tiny_checkpoint_fp16: Path, tmp_path: Path
+) -> None:
+    base = Checkpoint.open(tiny_checkpoint_fp16)
+    deltas = deltas_for(base)
+    link(base, deltas, tmp_path / "at once")
+    copied: queue.Queue[Path] = queue.Queue()
+    with linking(base, deltas.keys(), tmp_path / "out", copied.put) as begun:
+        seen = {copied.get(timeout=60) for _ in base.weighted}  # all of them, before any delta was given
+        assert tmp_path / "out" / UNET in seen
+        untouched = load_file(tmp_path / "out" / UNET)
+        report = begun.fold(deltas)
+    for name, tensor in load_file(tiny_checkpoint_fp16 / UNET).items():
+        assert name in deltas or untouched[name].equal(tensor), name
+    assert contents(tmp_path / "out") == contents(tmp_path / "at once")
+    assert [tensor.name for tensor in report.tensors] == sorted(deltas)
+
+
+def test_an_announced_tensor_without_a_delta_stays_that_of_the_base(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = Checkpoint.open(tiny_checkpoint)
+    deltas = deltas_for(base)
+    kept = min(deltas)
+    with linking(base, deltas.keys(), tmp_path / "out") as begun:
+        begun.fold({name: delta for name, delta in deltas.items() if name != kept})
+    link(base, deltas | {kept: torch.zeros_like(deltas[kept])}, tmp_path / "zero")
+    assert contents(tmp_path / "out") == contents(tmp_path / "zero")
+
+
+def test_a_delta_that_was_not_announced_is_our_fault_and_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = Checkpoint.open(tiny_checkpoint)
+    deltas = deltas_for(base)
+    with (
+        pytest.raises(LinkError, match="not announced"),
+        linking(base, [min(deltas)], tmp_path / "out") as begun,
+    ):
+        begun.fold(deltas)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_edit_that_fails_while_the_rest_is_copied_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ZeroDivisionError), linking(Checkpoint.open(tiny_checkpoint), [], tmp_path / "out"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "out").exists()

@@ -13,14 +13,42 @@ from excise.miniature.architecture import build_scheduler, build_tokenizer
 from excise.miniature.vocabulary import vocabulary
 
 DATA = Path(__file__).parents[1] / "data"
+EVALUATORS = ("oracle-a", "oracle-b", "mini-clip")
 
 
 def pack(work: Path, data: Path = DATA) -> None:
-    """Write `data` anew from a work folder; what has not been trained yet is left out."""
+    """Write `data` anew from a work folder; what was not trained there stays as it was."""
+    base, twin = _furthest(work, "base"), _furthest(work, "twin")
+    fresh = data.with_name("data.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    if data.exists():
+        shutil.copytree(data, fresh)
+    if (base / "unet").exists():
+        _pack_model(work, base, fresh / "model")
+    for part in ("text_encoder", "unet"):
+        if (twin / part).exists():
+            _replace(twin / part, fresh / "twin" / part)
+    for name in EVALUATORS:
+        if (work / name / "config.json").exists():
+            _replace(work / name, fresh / name)
+    for config in fresh.rglob("*.json"):
+        _scrub(config)
+    digests = {
+        str(p.relative_to(fresh)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(fresh.rglob("*.safetensors"))
+    }
+    (fresh / "digests.json").write_text(json.dumps(digests, indent=2) + "\n")
+    for path in fresh.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    shutil.rmtree(data, ignore_errors=True)
+    fresh.rename(data)
+
+
+def _pack_model(work: Path, base: Path, folder: Path) -> None:
+    """The diffusers folder of the finished base, in half precision."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    base, twin = _furthest(work, "base"), _furthest(work, "twin")
     half = {"torch_dtype": torch.float16, "use_safetensors": True}
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(work / "vae", **half),
@@ -34,29 +62,13 @@ def pack(work: Path, data: Path = DATA) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    fresh = data.with_name("data.partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    pipeline.save_pretrained(fresh / "model", safe_serialization=True)
-    for part in ("text_encoder", "unet"):
-        if (twin / part).exists():
-            shutil.copytree(twin / part, fresh / "twin" / part)
-    for name in ("oracle-a", "oracle-b", "mini-clip"):
-        if (work / name / "config.json").exists():
-            shutil.copytree(work / name, fresh / name)
-    for config in fresh.rglob("*.json"):
-        _scrub(config)
-    for kept in ("acceptance.json", "CARD.md"):
-        if (data / kept).exists():
-            shutil.copy(data / kept, fresh / kept)
-    digests = {
-        str(p.relative_to(fresh)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(fresh.rglob("*.safetensors"))
-    }
-    (fresh / "digests.json").write_text(json.dumps(digests, indent=2) + "\n")
-    for path in fresh.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    shutil.rmtree(data, ignore_errors=True)
-    fresh.rename(data)
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _replace(trained: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(trained, folder)
 
 
 def _furthest(work: Path, branch: str) -> Path:
