@@ -22,44 +22,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from readiness import ready
 
 from compiler.atomic import sync_tree
 from compiler.checkpoint import Checkpoint
 from compiler.link import link
-from compiler.safetensors_file import TensorEntry, encode_header, read_tensor
+from compiler.safetensors_file import TensorEntry, encode_header, read_header
 from compiler.selections import select
-from compiler.weights import Weights
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 HEADROOM = 2**29  # bytes that the linker itself takes
 EDITS = {"link_over_cp": "cross-attention-kv", "link_all_over_cp": "non-cross-attention"}
 
 
-class StoredDeltas(Mapping[str, "Tensor"]):
-    """Deltas that lie in a safetensors file and are read one by one."""
-
-    def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
-        self.entries = entries
-
-    def __getitem__(self, name: str) -> Tensor:
-        return read_tensor(self.entries[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-
-def store_deltas(base: Checkpoint, selection: str, path: Path) -> StoredDeltas:
-    """fp32 noise for each selected tensor, written to `path` with the names of the U-Net."""
+def store_deltas(base: Checkpoint, selection: str, path: Path) -> dict[str, TensorEntry]:
+    """fp32 noise for each selected tensor, written to `path` with the names of the U-Net; its entries."""
     import torch
 
     entries = base.weights("unet").entries
@@ -71,7 +51,7 @@ def store_deltas(base: Checkpoint, selection: str, path: Path) -> StoredDeltas:
         file.write(encode_header(plan))
         for entry in plan:
             file.write(noise[: entry.parameters].numpy().data)
-    return StoredDeltas(Weights.open(path.parent, path.stem).entries)
+    return read_header(path)[0]
 
 
 def timed(

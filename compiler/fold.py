@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compiler.file_copy import read_exactly, write_all
+from compiler.file_copy import opened, read_exactly, write_all
 from compiler.safetensors_file import DTYPE_BYTES, TORCH_NAMES, TensorEntry
 from editspec.errors import InputError
 
 if TYPE_CHECKING:
     from io import FileIO
 
+    import torch
     from torch import Tensor
 
 MAX_THREADS = 4  # tensors in work at once, so also deltas in memory
@@ -69,41 +70,42 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fold(entry: TensorEntry, delta: Tensor, source: FileIO, sink: FileIO, shift: int) -> TensorRounding:
+def fold(
+    entry: TensorEntry, delta: Tensor | TensorEntry, source: FileIO, sink: FileIO, shift: int
+) -> TensorRounding:
     """Write old value + delta, added in fp32 and rounded once to the tensor's type.
 
-    `source` and `sink` are open files; the tensor lies in `sink` at its old place plus `shift`. An fp64
-    tensor is added to in fp64. Raises `LinkError` for a delta of another shape or type, and for a result
-    that is not finite.
+    `source` and `sink` are open files; the tensor lies in `sink` at its old place plus `shift`. A delta that
+    is an entry of a file is read in pieces, and never whole. An fp64 tensor is added to in fp64. Raises
+    `LinkError` for a delta of another shape or type, and for a result that is not finite.
     """
     import torch
 
-    if tuple(delta.shape) != entry.shape or delta.dtype != torch.float32:
+    if tuple(delta.shape) != entry.shape or delta.dtype not in (torch.float32, "F32"):
         raise LinkError(f"the delta of {entry.name} is {delta.dtype} {tuple(delta.shape)}, not {entry.shape}")
     dtype: torch.dtype = getattr(torch, TORCH_NAMES[entry.dtype])
     if not dtype.is_floating_point:
         raise LinkError(f"{entry.name} is {entry.dtype}, which takes no delta")
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    asked = delta.detach().to("cpu", wide).reshape(-1)
     totals = _Totals()
     # One set of buffers for all pieces: fresh memory costs more than the arithmetic.
     room = min(PIECE, entry.parameters)
-    raw = memoryview(bytearray(room * DTYPE_BYTES[entry.dtype]))
-    stored = torch.frombuffer(raw, dtype=dtype) if room else torch.empty(0, dtype=dtype)
+    raw, stored = _buffer(room, dtype)
     before, after = torch.empty(room, dtype=wide), torch.empty(room, dtype=wide)
-    for first in range(0, entry.parameters, PIECE):
-        piece = asked[first : first + PIECE]
-        count = len(piece)
-        at = entry.start + first * DTYPE_BYTES[entry.dtype]
-        data = raw[: count * DTYPE_BYTES[entry.dtype]]
-        read_exactly(source, data, at, entry.file)
-        value, old, new = stored[:count], before[:count], after[:count]
-        old.copy_(value)
-        value.copy_(torch.add(old, piece, out=new))  # rounds
-        new.copy_(value)
-        if not totals.add(old, new, piece):
-            _refuse_not_finite(entry, old, value, piece)
-        write_all(sink, data, at + shift)
+    with _pieces_of(delta, wide) as asked:
+        for first in range(0, entry.parameters, PIECE):
+            piece = asked(first)
+            count = len(piece)
+            at = entry.start + first * DTYPE_BYTES[entry.dtype]
+            data = raw[: count * DTYPE_BYTES[entry.dtype]]
+            read_exactly(source, data, at, entry.file)
+            value, old, new = stored[:count], before[:count], after[:count]
+            old.copy_(value)
+            value.copy_(torch.add(old, piece, out=new))  # rounds
+            new.copy_(value)
+            if not totals.add(old, new, piece):
+                _refuse_not_finite(entry, old, value, piece)
+            write_all(sink, data, at + shift)
     return totals.report(entry.name)
 
 
@@ -130,6 +132,35 @@ class _Totals:
     def report(self, name: str) -> TensorRounding:
         error = math.sqrt(self.missed / self.asked) if self.asked else 0.0
         return TensorRounding(name, self.changed, self.lost, error)
+
+
+@contextlib.contextmanager
+def _pieces_of(delta: Tensor | TensorEntry, wide: torch.dtype) -> Iterator[Callable[[int], Tensor]]:
+    """A function that gives up to `PIECE` elements of the delta from an index on, valid until the next."""
+    import torch
+
+    if isinstance(delta, torch.Tensor):
+        flat = delta.detach().to("cpu", wide).reshape(-1)
+        yield lambda first: flat[first : first + PIECE]
+        return
+    place, size = delta, DTYPE_BYTES[delta.dtype]
+    raw, room = _buffer(min(PIECE, place.parameters), torch.float32)
+    with opened(place.file) as file:
+
+        def read(first: int) -> Tensor:
+            count = min(PIECE, place.parameters - first)
+            read_exactly(file, raw[: count * size], place.start + first * size, place.file)
+            return room[:count].to(wide)
+
+        yield read
+
+
+def _buffer(count: int, dtype: torch.dtype) -> tuple[memoryview, Tensor]:
+    """Room for `count` elements, as bytes and as a tensor of the same memory."""
+    import torch
+
+    raw = bytearray(count * dtype.itemsize)
+    return memoryview(raw), torch.frombuffer(raw, dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
 def _not_zero(values: Tensor) -> int:

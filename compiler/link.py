@@ -69,15 +69,15 @@ class LinkReport:
         }
 
 
-def link(base: Checkpoint, deltas: Mapping[str, Tensor], out: Path) -> LinkReport:
+def link(base: Checkpoint, deltas: Mapping[str, Tensor | TensorEntry], out: Path) -> LinkReport:
     """Write `base` with `deltas` folded into its U-Net to the folder `out`, which is missing or empty.
 
-    `deltas` are fp32, by U-Net name. Each is asked for once, from one of a few threads, and let go at once,
-    so the mapping may read them lazily. Keys, shapes,
-    types and sharding stay; files of a variant get their plain names, so that diffusers loads the result
-    without being told. Raises `LinkError` for a delta that does not fit (our own fault) and `InputError` for
-    a full disk or a base that changes meanwhile; nothing is left behind then. Nothing is flushed to disk
-    either: `atomic.publish` does that once the artifact is complete.
+    `deltas` are fp32, by U-Net name: tensors, or the entries of a file, which are read in pieces. Each is
+    asked for once, from one of a few threads, and let go at once. Keys, shapes, types and sharding stay;
+    files of a variant get their plain names, so that diffusers loads the result without being told. Raises
+    `LinkError` for a delta that does not fit (our own fault) and `InputError` for a full disk or a base that
+    changes meanwhile; nothing is left behind then. Nothing is flushed to disk either: `atomic.publish` does
+    that once the artifact is complete.
     """
     with linking(base, deltas.keys(), out) as begun:
         return begun.fold(deltas)
@@ -167,7 +167,7 @@ class Linking:
         runs.sort(key=lambda item: -item[0])
         self._copies = [pool.submit(self._copy, file, untouched) for _, file, untouched in runs]
 
-    def fold(self, deltas: Mapping[str, Tensor]) -> LinkReport:
+    def fold(self, deltas: Mapping[str, Tensor | TensorEntry]) -> LinkReport:
         """Write the edited tensors and wait for the copies; what was announced but has no delta is copied.
 
         Raises as `link` does. For calling once.
@@ -199,7 +199,9 @@ class Linking:
                     copy_range(source, sink, start, stop, file.shift, file.source)
         self._copied(file.target)
 
-    def _fold_one(self, entry: TensorEntry, deltas: Mapping[str, Tensor], file: _File) -> TensorRounding:
+    def _fold_one(
+        self, entry: TensorEntry, deltas: Mapping[str, Tensor | TensorEntry], file: _File
+    ) -> TensorRounding:
         with opened(entry.file) as source, reopen(file.target) as sink:
             return fold(entry, deltas[entry.name], source, sink, file.shift)
 

@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from compiler import file_copy, fold
 from compiler.checkpoint import Checkpoint
+from compiler.deltas import save
 from compiler.link import LinkError, link, linking
+from compiler.safetensors_file import read_header
 from compiler.selections import select
 from editspec.errors import InputError
 
@@ -159,6 +161,31 @@ def test_each_delta_is_asked_for_once_and_few_are_held(tiny_checkpoint: Path, tm
     link(base, Lazy(), tmp_path / "out")
     assert sorted(asked) == sorted(select(entries, "full"))
     assert contents(tmp_path / "out") == contents(tiny_checkpoint)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_deltas_may_lie_in_a_file_and_are_read_in_pieces(
+    tiny_checkpoint: Path, copy_of: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(fold, "PIECE", 1000)  # no tensor's length is a multiple of it
+    root = copy_of(tiny_checkpoint)
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(root / UNET).items()}, root / UNET)
+    base = Checkpoint.open(root)
+    deltas = deltas_for(base, "full")
+    save(deltas, tmp_path / "deltas.safetensors")
+    entries = read_header(tmp_path / "deltas.safetensors")[0]
+    reports = [link(base, given, tmp_path / name) for name, given in (("a", deltas), ("b", entries))]
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert reports[0] == reports[1]
+
+
+def test_a_delta_in_a_file_that_does_not_fit_is_our_fault(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    base = Checkpoint.open(tiny_checkpoint)
+    name = min(deltas_for(base))
+    save_file({name: deltas_for(base)[name].half()}, tmp_path / "half.safetensors")
+    with pytest.raises(LinkError, match="F16"):
+        link(base, read_header(tmp_path / "half.safetensors")[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_metadata_beyond_the_format_is_dropped_and_the_tensors_stay(
