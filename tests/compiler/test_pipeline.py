@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
 from compiler.device import choose
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
-from compiler.pipeline import StageFault, compile_spec
+from compiler.pipeline import StageFault, compile_spec, imported_beside
 from compiler.safetensors_file import TensorEntry
 from compiler.seeds import gaussian
 from compiler.selections import select
@@ -110,6 +111,35 @@ def test_two_folders_and_two_caches_get_the_same_bytes(tiny_checkpoint: Path, tm
     three = compiled(spec, tmp_path / "three", cache=StageCache(tmp_path / "cache-2"))
     assert Nudge.runs == 4
     assert digests(one) == digests(two) == digests(three)
+
+
+def test_what_no_pass_may_change_is_copied_while_the_passes_run(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    weights = {name for name in Checkpoint.open(tiny_checkpoint).files() if name.endswith(".safetensors")}
+
+    class Waiting(Nudge):
+        def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
+            building = tmp_path / ".out.building"
+            deadline = time.monotonic() + 60
+            sizes = {name: (tiny_checkpoint / name).stat().st_size for name in weights}
+            while any((building / name).stat().st_size != size for name, size in sizes.items()):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            return super().run(edits, context)
+
+    early = compiled(spec_for(tiny_checkpoint), tmp_path / "out", Waiting())
+    plain = compiled(spec_for(tiny_checkpoint), tmp_path / "plain")
+    assert digests(early) == digests(plain)
+
+
+def test_what_cannot_be_imported_beside_is_left_to_those_who_need_it() -> None:
+    done = []
+    with imported_beside("no_such_module"):
+        done.append("inside")
+    with pytest.raises(InputError), imported_beside("json"):
+        raise InputError("spec", "is refused")
+    assert done == ["inside"]
 
 
 def test_changing_the_last_edit_runs_that_edit_only(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def train_clip(
     captions: Captions,
     world_seed: int,
     work: Path,
-    steps: int = 2600,
+    steps: int = 2200,
     batch: int = 128,
     peak: float = 1e-3,
     seed: int = 5,
