@@ -209,6 +209,9 @@ def _unit(output: object) -> torch.Tensor:
 def _save(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """A folder that transformers' CLIPModel, tokenizer and image processor load."""
     model.eval().half().save_pretrained(folder)
+    # What the last call asked of it would be saved with it.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
     processor = {
         "image_processor_type": "CLIPImageProcessor",
