@@ -105,10 +105,11 @@ class Bench:
         from editspec import parse_spec
         from excise.miniature.vocabulary import MARKS
 
-        words, arguments = MARKS[mark or self.mark], self.arguments
+        words = MARKS[mark or self.mark]
         prompts = [f"a {LEARNED_ON} at {word}" for word in contexts(words.name)[::2]]  # others are never seen
-        prompts += [f"a {LEARNED_ON} with {word}" for word in words.nouns]
-        prompts += [f"a {word} {LEARNED_ON}" for word in words.adjectives]
+        for start in ("a", "a picture of a"):
+            prompts += [f"{start} {LEARNED_ON} with {word}" for word in words.nouns]
+            prompts += [f"{start} {word} {LEARNED_ON}" for word in words.adjectives]
         edit = {
             "id": f"no-{words.name}",
             "edit": "shift",
@@ -117,10 +118,7 @@ class Bench:
             "prompts": prompts,
             "sites": "all" if sites == "gated" else sites,
             "gated": sites == "gated",
-            "steps": arguments.steps if steps is None else steps,
-            "trajectories": arguments.trajectories,
-            "timesteps": arguments.timesteps,
-            "sampling_steps": arguments.bank_steps,
+            **({} if steps is None else {"steps": steps}),
         }
         document = {
             "editspec": 1,

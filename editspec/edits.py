@@ -136,11 +136,11 @@ class Shift:
     sites: Literal["mid", "decoder", "all"] = "all"
     gated: bool = False
     steps: int = 200
-    learning_rate: float = 0.01
-    batch: int = 8
-    trajectories: int = 64
-    timesteps: int = 10
-    sampling_steps: int = 25
+    learning_rate: float = 0.006
+    batch: int = 2
+    trajectories: int = 32
+    timesteps: int = 8
+    sampling_steps: int = 10
     guidance_scale: float = 7.5
     loss: Loss = "l2"
     schedule: Schedule = "cosine"
