@@ -6,8 +6,7 @@ sites; beside it stand the base, a negative prompt, and the published h-space ve
 nobody names it, `explicit` the rate for words that name it (also rare ones that no learning prompt had),
 both in percent with a Wilson interval at 95 % and n; `fall` is relative to the base on the same seeds.
 `damage` is the loss of what else prompts ask for, in points, paired with the base's pictures: with Tango's
-interval at 95 % and n. `interpolation`, `composition`, `transfer`, `budgets` and `evals` are what their names
-say.
+interval at 95 % and n. The other parts are what their names say.
 
 Usage: python benchmarks/latent.py [--mark flame] [--each 12] [--scales 3,5,7.5] [--parts rates] [--json]
 """
@@ -17,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,56 @@ def budgets(bench: Bench) -> dict[str, Any]:
     return found
 
 
+def gated(bench: Bench) -> dict[str, Any]:
+    """The direction carried by the text's values: rates beside the base, and how far the empty half moves."""
+    import torch
+
+    from compiler.sampling import predict
+    from compiler.seeds import gaussian
+    from compiler.teacher import Teacher
+    from compiler.unet import add_deltas, build_unet
+
+    arguments, way = bench.arguments, bench.folded("gated")
+    row = _row(bench, GUIDANCE, way, arguments.each_beside, arguments.harmless_beside)
+    teacher, shifted = Teacher(bench.context), build_unet(bench.context.checkpoint)
+    add_deltas(shifted, way.deltas or {})
+    x = gaussian((4, *latent_shape_of(teacher)), 7, "gated"), torch.full((4,), 500.0)
+    for name, text in (("empty", ""), ("named", f"a {LEARNED_ON} with {bench.mark}")):
+        read = (teacher.encode([text]) if text else teacher.unconditional).expand(4)
+        with torch.no_grad():
+            change = predict(shifted, *x, read) - predict(teacher.unet, *x, read)
+        row[f"largest change, {name} prompt"] = float(change.abs().max())
+    return row
+
+
+def files(bench: Bench) -> dict[str, Any]:
+    """Both marks' directions saved and summed with weights by another spec: bytes, and what that gives."""
+    import tempfile
+
+    from compiler.deltas import added
+    from compiler.directions import save_direction
+    from compiler.passes.shift import ShiftDirections
+    from editspec import parse_spec
+
+    sites, weights = bench.arguments.sites[0], {bench.mark: -0.5, bench.arguments.other_mark: 2.0}
+    found = {mark: bench.direction(sites, mark) for mark in weights}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {mark: Path(folder, f"no-{mark}.safetensors") for mark in weights}
+        for mark, path in paths.items():
+            save_direction(found[mark], path)
+        read = [{"file": path.name, "weight": weights[mark]} for mark, path in paths.items()]
+        document = {
+            "editspec": 1, "name": "reuse", "base": {"path": "miniature"}, "seed": 8,
+            "edits": [{"edit": "shift", "id": "reused", "direction": read, "strength": -1.5}],
+        }  # fmt: skip
+        spec = parse_spec(json.dumps(document), str(Path(folder, "spec.json")))
+        deltas = ShiftDirections().run(spec.edits, replace(bench.context, spec=spec)).deltas
+        sizes = {mark: path.stat().st_size for mark, path in paths.items()}
+    wanted = added(*(found[mark].deltas(-1.5 * weight) for mark, weight in weights.items()))
+    apart = max(float((deltas[name] - wanted[name]).abs().max()) for name in wanted)
+    return {"bytes": sizes, "weights": weights, "strength": -1.5, "largest difference from the sum": apart}
+
+
 def evals(bench: Bench) -> dict[str, Any]:
     """Evals of learning each direction, beside what the authors spend, and beside this run's own original."""
     found: dict[str, Any] = {"published": PUBLISHED_EVALS}
@@ -202,6 +252,8 @@ PARTS: dict[str, Any] = {
     "composition": composition,
     "transfer": transfer,
     "budgets": budgets,
+    "gated": gated,
+    "files": files,
 }
 
 
@@ -216,6 +268,8 @@ def main() -> None:
     parser.add_argument("--harmless-beside", type=int, default=3, help="the same for what stands beside")
     parser.add_argument("--scales", default="3,5,7.5", help="guidance scales, with commas")
     parser.add_argument("--sites", default="all,mid", help="of all,decoder,mid,gated; most is of the first")
+    parser.add_argument("--steps", type=int, help="of a direction's polish, where not the language's own")
+    parser.add_argument("--keep-weight", type=float, default=1.0, help="of what is to stay")
     parser.add_argument("--budgets", default="0,20,60,540", help="steps of the part of that name")
     parser.add_argument("--sampling-steps", type=int, default=15, help="DDIM steps of a picture")
     parser.add_argument("--published-steps", type=int, default=10_000, help="0 leaves the runtime hooks out")

@@ -105,7 +105,7 @@ class Bench:
         from editspec import parse_spec
         from excise.miniature.vocabulary import MARKS
 
-        words = MARKS[mark or self.mark]
+        words, steps = MARKS[mark or self.mark], self.arguments.steps if steps is None else steps
         prompts = [f"a {LEARNED_ON} at {word}" for word in contexts(words.name)[::2]]  # others are never seen
         for start in ("a", "a picture of a"):
             prompts += [f"{start} {LEARNED_ON} with {word}" for word in words.nouns]
@@ -119,6 +119,7 @@ class Bench:
             "sites": "all" if sites == "gated" else sites,
             "gated": sites == "gated",
             **({} if steps is None else {"steps": steps}),
+            "keep_weight": self.arguments.keep_weight,
         }
         document = {
             "editspec": 1,
@@ -220,8 +221,11 @@ def kept(mark: str) -> list[str]:
 
     colours = tuple(COLOURS)
     scenes = [f"{STYLES[i % 8]} {colours[i % 6]} {name}" for i, name in enumerate(OBJECTS)]
-    nouns = [noun for words in MARKS.values() if words.name != mark for noun in words.nouns]
-    return scenes + [f"{OBJECTS[5 * i % 12]} with {noun}" for i, noun in enumerate(nouns)]
+    others = [words for words in MARKS.values() if words.name != mark]
+    nouns = [noun for words in others for noun in words.nouns * 2]
+    adjectives = [adjective for words in others for adjective in words.adjectives * 2]
+    marked = [f"{OBJECTS[5 * i % 12]} with {noun}" for i, noun in enumerate(nouns)]
+    return scenes + marked + [f"{word} {OBJECTS[(5 * i + 3) % 12]}" for i, word in enumerate(adjectives)]
 
 
 def _marks(mark: str, prompts: Sequence[str], each: int) -> Case:
