@@ -119,7 +119,6 @@ class Bench:
             "sites": "all" if sites == "gated" else sites,
             "gated": sites == "gated",
             **({} if steps is None else {"steps": steps}),
-            "keep_weight": self.arguments.keep_weight,
         }
         document = {
             "editspec": 1,
@@ -221,11 +220,9 @@ def kept(mark: str) -> list[str]:
 
     colours = tuple(COLOURS)
     scenes = [f"{STYLES[i % 8]} {colours[i % 6]} {name}" for i, name in enumerate(OBJECTS)]
-    others = [words for words in MARKS.values() if words.name != mark]
-    nouns = [noun for words in others for noun in words.nouns * 2]
-    adjectives = [adjective for words in others for adjective in words.adjectives * 2]
-    marked = [f"{OBJECTS[5 * i % 12]} with {noun}" for i, noun in enumerate(nouns)]
-    return scenes + marked + [f"{word} {OBJECTS[(5 * i + 3) % 12]}" for i, word in enumerate(adjectives)]
+    styled = [f"{style} {OBJECTS[(7 * i + 5) % 12]}" for i, style in enumerate(STYLES)]
+    nouns = [noun for words in MARKS.values() if words.name != mark for noun in words.nouns * 2]
+    return scenes + styled + [f"{OBJECTS[5 * i % 12]} with {noun}" for i, noun in enumerate(nouns)]
 
 
 def _marks(mark: str, prompts: Sequence[str], each: int) -> Case:
