@@ -15,22 +15,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from latent_bench import LEARNED_ON, Bench, Rate, Way, latent_shape_of  # noqa: E402
+from latent_bench import GUIDANCE, LEARNED_ON, Bench, Way, latent_shape_of  # noqa: E402
 from latent_originals import PUBLISHED_EVALS, PUBLISHED_PICTURES, originals, published  # noqa: E402
+from latent_uses import files, gated, row_beside  # noqa: E402
 
 STRENGTHS = (-0.5, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 TRANSFERRED_TO = ("boat", "tree", "fish")
-GUIDANCE = 5.0  # where only one guidance scale is looked at
 
 
 def rates(bench: Bench) -> dict[str, Any]:
@@ -44,7 +42,7 @@ def rates(bench: Bench) -> dict[str, Any]:
             short = bool(number)
             each = arguments.each_beside if short else arguments.each
             harmless = arguments.harmless_beside if short else arguments.harmless
-            table[way.name] = _row(bench, guidance, way, each, harmless)
+            table[way.name] = row_beside(bench, guidance, way, each, harmless)
             print(f"guidance {guidance:g}, {way.name}: {json.dumps(table[way.name])}", flush=True)
         found[f"{guidance:g}"] = table
     return found
@@ -62,38 +60,6 @@ def _base_row(bench: Bench, guidance: float) -> dict[str, Any]:
     }
     print(f"guidance {guidance:g}, base: {json.dumps(row)}", flush=True)
     return row
-
-
-def _row(bench: Bench, guidance: float, way: Way, each: int, harmless: int) -> dict[str, Any]:
-    """One way beside the base, whose first pictures are of the same prompts and seeds."""
-    base, arguments = bench.folded("all", 0.0), bench.arguments
-    row: dict[str, Any] = {}
-    cases = {
-        "implicit": (bench.implicit(each), bench.implicit(arguments.each)),
-        "explicit": (bench.explicit(each), bench.explicit(arguments.each)),
-    }
-    for kind, (case, whole) in cases.items():
-        after = bench.mark_rate(case, guidance, way)
-        before = Rate.of(bench.answers(whole, guidance, base)[: after.n])
-        row[kind] = after.as_list()
-        row[f"{kind} fall"] = round(100 * (1 - after.percent / before.percent), 1) if before.percent else None
-    row["damage"], pairs = {}, []
-    for group, whole in bench.harmless(arguments.harmless).items():
-        right = bench.answers(bench.harmless(harmless)[group], guidance, way)
-        pairs.append((bench.answers(whole, guidance, base)[: len(right)], right))
-        row["damage"][group] = _loss([pairs[-1]])
-    row["damage"]["together"] = _loss(pairs)
-    return row
-
-
-def _loss(pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
-    """Points lost from the first answers to the second, Tango's interval at 95 %, and n."""
-    from compiler.gates.statistics import paired_loss
-
-    before, after = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
-    found = paired_loss(lost, gained, len(before), 0.975)
-    return [*(round(100 * p, 1) for p in (found.estimate, found.lower, found.upper)), len(before)]
 
 
 def interpolation(bench: Bench) -> dict[str, Any]:
@@ -157,56 +123,6 @@ def budgets(bench: Bench) -> dict[str, Any]:
     return found
 
 
-def gated(bench: Bench) -> dict[str, Any]:
-    """The direction carried by the text's values: rates beside the base, and how far the empty half moves."""
-    import torch
-
-    from compiler.sampling import predict
-    from compiler.seeds import gaussian
-    from compiler.teacher import Teacher
-    from compiler.unet import add_deltas, build_unet
-
-    arguments, way = bench.arguments, bench.folded("gated")
-    row = _row(bench, GUIDANCE, way, arguments.each_beside, arguments.harmless_beside)
-    teacher, shifted = Teacher(bench.context), build_unet(bench.context.checkpoint)
-    add_deltas(shifted, way.deltas or {})
-    x = gaussian((4, *latent_shape_of(teacher)), 7, "gated"), torch.full((4,), 500.0)
-    for name, text in (("empty", ""), ("named", f"a {LEARNED_ON} with {bench.mark}")):
-        read = (teacher.encode([text]) if text else teacher.unconditional).expand(4)
-        with torch.no_grad():
-            change = predict(shifted, *x, read) - predict(teacher.unet, *x, read)
-        row[f"largest change, {name} prompt"] = float(change.abs().max())
-    return row
-
-
-def files(bench: Bench) -> dict[str, Any]:
-    """Both marks' directions saved and summed with weights by another spec: bytes, and what that gives."""
-    import tempfile
-
-    from compiler.deltas import added
-    from compiler.directions import save_direction
-    from compiler.passes.shift import ShiftDirections
-    from editspec import parse_spec
-
-    sites, weights = bench.arguments.sites[0], {bench.mark: -0.5, bench.arguments.other_mark: 2.0}
-    found = {mark: bench.direction(sites, mark) for mark in weights}
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {mark: Path(folder, f"no-{mark}.safetensors") for mark in weights}
-        for mark, path in paths.items():
-            save_direction(found[mark], path)
-        read = [{"file": path.name, "weight": weights[mark]} for mark, path in paths.items()]
-        document = {
-            "editspec": 1, "name": "reuse", "base": {"path": "miniature"}, "seed": 8,
-            "edits": [{"edit": "shift", "id": "reused", "direction": read, "strength": -1.5}],
-        }  # fmt: skip
-        spec = parse_spec(json.dumps(document), str(Path(folder, "spec.json")))
-        deltas = ShiftDirections().run(spec.edits, replace(bench.context, spec=spec)).deltas
-        sizes = {mark: path.stat().st_size for mark, path in paths.items()}
-    wanted = added(*(found[mark].deltas(-1.5 * weight) for mark, weight in weights.items()))
-    apart = max(float((deltas[name] - wanted[name]).abs().max()) for name in wanted)
-    return {"bytes": sizes, "weights": weights, "strength": -1.5, "largest difference from the sum": apart}
-
-
 def evals(bench: Bench) -> dict[str, Any]:
     """Evals of learning each direction, beside what the authors spend, and beside this run's own original."""
     found: dict[str, Any] = {"published": PUBLISHED_EVALS}
@@ -257,6 +173,17 @@ PARTS: dict[str, Any] = {
 }
 
 
+def sibling(name: str) -> dict[str, Any]:
+    """The figures of another benchmark of this folder, run with its own defaults."""
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        lines = list(running.stdout or ())
+    if running.returncode:
+        raise SystemExit(f"{name}.py failed with {running.returncode}")
+    figures: dict[str, Any] = json.loads(lines[-1])
+    return figures
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -275,6 +202,7 @@ def main() -> None:
     parser.add_argument("--published-pictures", type=int, default=PUBLISHED_PICTURES)
     parser.add_argument("--first-seed", type=int, default=40_000, help="under 20,000 for tuning alone")
     parser.add_argument("--parts", default=",".join(PARTS), help="which figures, with commas")
+    parser.add_argument("--also", default="", help="benchmarks whose figures to add: guide,balance,respond")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
     arguments.scales = [float(scale) for scale in arguments.scales.split(",")]
@@ -286,6 +214,7 @@ def main() -> None:
         figures[part] = PARTS[part](bench)
         if part != "rates":
             print(f"{part}: {json.dumps(figures[part])}", flush=True)
+    figures |= {name: sibling(name) for name in arguments.also.split(",") if name}
     if arguments.json:
         print(json.dumps(figures))
 

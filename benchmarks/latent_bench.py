@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from editspec import EditSpec
 
 LEARNED_ON = "house"
+GUIDANCE = 5.0  # where only one guidance scale is looked at
 LIKELY = 0.25  # contexts that the world draws with their mark at least so often
 
 
