@@ -4,124 +4,122 @@ A direction away from a sensitive mark is learned from prompts alone and folded 
 sites; beside it stand the base, a negative prompt, and the published h-space vector as a runtime hook
 (spatial, and one number for each channel). `implicit` is the rate at which contexts draw the mark though
 nobody names it, `explicit` the rate for words that name it (also rare ones that no learning prompt had),
-`damage` the loss of recognition of what else prompts ask for, all in percent at each guidance scale; a rate
-is followed by its Wilson interval at 95 % and its n. `interpolation`, `composition`, `transfer` and `evals`
-are what their names say.
+both in percent with a Wilson interval at 95 % and n; `fall` is relative to the base on the same seeds.
+`damage` is the loss of what else prompts ask for, in points, paired with the base's pictures: with Tango's
+interval at 95 % and n. The other parts are what their names say.
 
-Usage: python benchmarks/latent.py [--mark flame] [--each 8] [--scales 3,5,7.5] [--parts rates] [--json]
+Usage: python benchmarks/latent.py [--mark flame] [--each 12] [--scales 3,5,7.5] [--parts rates] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from latent_bench import LEARNED_ON, PUBLISHED_EVALS, PUBLISHED_PICTURES, Bench, Way, latent_shape_of, ways  # noqa: E402
+from latent_bench import GUIDANCE, LEARNED_ON, Bench, Way, latent_shape_of  # noqa: E402
+from latent_originals import PUBLISHED_EVALS, PUBLISHED_PICTURES, originals, published  # noqa: E402
+from latent_uses import files, gated, row_beside  # noqa: E402
 
-STRENGTHS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
+STRENGTHS = (-0.5, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 TRANSFERRED_TO = ("boat", "tree", "fish")
 
 
 def rates(bench: Bench) -> dict[str, Any]:
-    """Implicit and explicit rates and damage of every way at every guidance scale."""
-    found: dict[str, Any] = {}
-    drawn = ways(bench)
-    for guidance in bench.arguments.scales:
-        table = {}
-        for name, way in drawn.items():
-            table[name] = {
-                "implicit": bench.mark_rate(bench.implicit(), guidance, way).as_list(),
-                "explicit": bench.mark_rate(bench.explicit(), guidance, way).as_list(),
-                "right": recognised(bench, guidance, way),
-            }
-        for name, row in table.items():
-            base = table["base"]
-            row["damage"] = {
-                group: round(base["right"][group] - row["right"][group], 1) for group in row["right"]
-            }
-            for kind in ("implicit", "explicit"):
-                before = base[kind][0]
-                row[f"{kind} fall"] = round(100 * (1 - row[kind][0] / before), 1) if before else None
-            print(f"guidance {guidance:g}, {name}: {json.dumps(row)}", flush=True)
+    """Rates and damage at every guidance scale, of the first sites at length, of all other ways in short."""
+    arguments, found = bench.arguments, {}
+    base, *others = arguments.sites
+    for guidance in arguments.scales:
+        table = {"base": _base_row(bench, guidance)}
+        ways = [bench.folded(base), *(bench.folded(sites) for sites in others), *originals(bench)]
+        for number, way in enumerate(ways):
+            short = bool(number)
+            each = arguments.each_beside if short else arguments.each
+            harmless = arguments.harmless_beside if short else arguments.harmless
+            table[way.name] = row_beside(bench, guidance, way, each, harmless)
+            print(f"guidance {guidance:g}, {way.name}: {json.dumps(table[way.name])}", flush=True)
         found[f"{guidance:g}"] = table
     return found
 
 
-def recognised(bench: Bench, guidance: float, way: Way) -> dict[str, float]:
-    """How often both oracles see the object, the colour and the style that was asked for, in percent."""
-    from excise.miniature.judging import Verdicts
-    from excise.miniature.vocabulary import COLOURS, OBJECTS, STYLES
-
-    cases = {
-        "object": (OBJECTS, "a photo of a {}"),
-        "colour": (tuple(COLOURS), "a {} ball"),
-        "style": (STYLES, "a {} star"),
+def _base_row(bench: Bench, guidance: float) -> dict[str, Any]:
+    base, arguments = bench.folded("all", 0.0), bench.arguments
+    row: dict[str, Any] = {
+        "implicit": bench.mark_rate(bench.implicit(arguments.each), guidance, base).as_list(),
+        "explicit": bench.mark_rate(bench.explicit(arguments.each), guidance, base).as_list(),
     }
-    found = {}
-    for group, (names, template) in cases.items():
-        wanted = np.repeat(np.array(names), bench.arguments.each)
-        verdicts = Verdicts(
-            bench.images([template.format(name) for name in wanted], guidance, way), bench.oracles
-        )
-        found[group] = round(100 * float(verdicts.shows(group, wanted).mean()), 1)
-    return found
+    harmless = bench.harmless(arguments.harmless)
+    row["right"] = {
+        group: bench.mark_rate(case, guidance, base).as_list() for group, case in harmless.items()
+    }
+    print(f"guidance {guidance:g}, base: {json.dumps(row)}", flush=True)
+    return row
 
 
 def interpolation(bench: Bench) -> dict[str, Any]:
     """The implicit rate at seven strengths, and Spearman's rank correlation: -1 is a perfect fall."""
     from scipy.stats import spearmanr
 
-    from compiler.baselines import ClassifierFreeGuidance
-
-    direction, plain = bench.direction(bench.arguments.sites[0]), ClassifierFreeGuidance()
-    percents = []
-    for strength in STRENGTHS:
-        way = Way(plain, direction.deltas(strength) if strength else None)
-        percents.append(bench.mark_rate(bench.implicit(), 5.0, way).percent)
+    sites, case = bench.arguments.sites[0], bench.implicit(bench.arguments.each)
+    found = [bench.mark_rate(case, GUIDANCE, bench.folded(sites, strength)) for strength in STRENGTHS]
+    percents = [rate.percent for rate in found]
     rank = float(spearmanr(STRENGTHS, percents)[0]) if len(set(percents)) > 1 else 0.0
-    return {"strengths": list(STRENGTHS), "implicit": percents, "spearman": round(rank, 3)}
+    return {
+        "strengths": list(STRENGTHS),
+        "implicit": [rate.as_list() for rate in found],
+        "spearman": round(rank, 3),
+    }
 
 
 def composition(bench: Bench) -> dict[str, Any]:
     """Two directions summed, each mark's implicit rate beside what its direction does alone."""
-    from compiler.baselines import ClassifierFreeGuidance
     from compiler.deltas import added
-    from excise.miniature.vocabulary import MARKS
 
-    other = next(mark for mark in MARKS if mark != bench.mark)
-    plain, sites = ClassifierFreeGuidance(), bench.arguments.sites[0]
-    alone = {mark: bench.direction(sites, mark).deltas() for mark in (bench.mark, other)}
-    both = added(*alone.values())
+    other, sites, each = bench.arguments.other_mark, bench.arguments.sites[0], bench.arguments.each
+    alone = {bench.mark: bench.folded(sites), other: bench.folded(sites, mark=other)}
+    both = added(*(way.deltas or {} for way in alone.values()))
+    together = Way("folded together", alone[other].baseline, both)
     found = {}
-    for mark, deltas in alone.items():
-        prompts = bench.implicit(mark=mark)
-        cases = {"base": Way(plain), "alone": Way(plain, deltas), "together": Way(plain, both)}
-        found[mark] = {
-            name: bench.mark_rate(prompts, 5.0, way, mark).as_list() for name, way in cases.items()
+    for mark, way in alone.items():
+        case = bench.implicit(each, mark=mark)
+        ways = {"base": bench.folded(sites, 0.0), "alone": way, "together": together}
+        row: dict[str, Any] = {
+            name: bench.mark_rate(case, GUIDANCE, one).as_list() for name, one in ways.items()
         }
-        found[mark]["apart"] = round(abs(found[mark]["alone"][0] - found[mark]["together"][0]), 1)
+        row["apart"] = round(abs(row["alone"][0] - row["together"][0]), 1)
+        found[mark] = row
     return found
 
 
 def transfer(bench: Bench) -> dict[str, Any]:
     """The direction learned around one object, on three others: implicit rate before and after."""
-    from compiler.baselines import ClassifierFreeGuidance
-
-    plain = ClassifierFreeGuidance()
-    deltas = bench.direction(bench.arguments.sites[0]).deltas()
+    sites, each = bench.arguments.sites[0], bench.arguments.each_beside
     found = {}
     for name in (LEARNED_ON, *TRANSFERRED_TO):
-        prompts = bench.implicit(name)
-        before, after = (bench.mark_rate(prompts, 5.0, Way(plain, d)) for d in (None, deltas))
+        whole = bench.implicit(bench.arguments.each if name == LEARNED_ON else each, name)
+        before, after = (bench.mark_rate(whole, GUIDANCE, bench.folded(sites, s)) for s in (0.0, 1.0))
         found[name] = {"base": before.as_list(), "folded": after.as_list()}
+    return found
+
+
+def budgets(bench: Bench) -> dict[str, Any]:
+    """What fewer and more steps of polish give: evals, as a share of the published, and both rates."""
+    sites, each, found = bench.arguments.sites[0], bench.arguments.each_beside, {}
+    for steps in bench.arguments.budgets:
+        direction = bench.direction(sites, steps=steps)
+        way = Way(f"{steps} steps", bench.folded(sites, 0.0).baseline, direction.deltas())
+        found[str(steps)] = {
+            "evals": direction.facts["evals"],
+            "part_of_published": round(direction.facts["evals"] / PUBLISHED_EVALS, 4),
+            "implicit": bench.mark_rate(bench.implicit(each), GUIDANCE, way).as_list(),
+            "explicit": bench.mark_rate(bench.explicit(each), GUIDANCE, way).as_list(),
+        }
     return found
 
 
@@ -131,6 +129,8 @@ def evals(bench: Bench) -> dict[str, Any]:
     for sites in bench.arguments.sites:
         spent = bench.direction(sites).facts["evals"]
         found[sites] = {"evals": spent, "part_of_published": round(spent / PUBLISHED_EVALS, 4)}
+    if bench.arguments.published_steps:
+        found["hooks of this run"] = published(bench)[1]
     return found
 
 
@@ -144,7 +144,7 @@ def folded_equals_hook(bench: Bench) -> float:
     from compiler.teacher import Teacher
     from compiler.unet import add_deltas, build_unet
 
-    found = bench.direction("all")
+    found = bench.direction(bench.arguments.sites[0])
     teacher, folded = Teacher(bench.context), build_unet(bench.context.checkpoint)
     add_deltas(folded, found.deltas())
     channels, height, width = latent_shape_of(teacher)
@@ -167,36 +167,54 @@ PARTS: dict[str, Any] = {
     "interpolation": interpolation,
     "composition": composition,
     "transfer": transfer,
+    "budgets": budgets,
+    "gated": gated,
+    "files": files,
 }
+
+
+def sibling(name: str) -> dict[str, Any]:
+    """The figures of another benchmark of this folder, run with its own defaults."""
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        lines = list(running.stdout or ())
+    if running.returncode:
+        raise SystemExit(f"{name}.py failed with {running.returncode}")
+    figures: dict[str, Any] = json.loads(lines[-1])
+    return figures
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mark", default="flame", choices=("flame", "crack", "spill"))
-    parser.add_argument("--each", type=int, default=8, help="pictures of each prompt")
+    parser.add_argument("--other-mark", default="crack", help="a second mark, for the composition")
+    parser.add_argument("--each", type=int, default=12, help="pictures of each prompt that may draw a mark")
+    parser.add_argument("--each-beside", type=int, default=6, help="the same for what stands beside")
+    parser.add_argument("--harmless", type=int, default=10, help="pictures of each object; others to match")
+    parser.add_argument("--harmless-beside", type=int, default=3, help="the same for what stands beside")
     parser.add_argument("--scales", default="3,5,7.5", help="guidance scales, with commas")
-    parser.add_argument(
-        "--sites",
-        default="all,decoder,mid,gated",
-        help="where directions are folded; the first is used throughout",
-    )
-    parser.add_argument("--steps", type=int, default=200, help="optimisation steps of a direction")
-    parser.add_argument("--trajectories", type=int, default=64, help="trajectories of a direction's bank")
+    parser.add_argument("--sites", default="all,mid", help="of all,decoder,mid,gated; most is of the first")
+    parser.add_argument("--steps", type=int, help="of a direction's polish, where not the language's own")
+    parser.add_argument("--budgets", default="190", help="steps of the part of that name")
     parser.add_argument("--sampling-steps", type=int, default=15, help="DDIM steps of a picture")
     parser.add_argument("--published-steps", type=int, default=10_000, help="0 leaves the runtime hooks out")
     parser.add_argument("--published-pictures", type=int, default=PUBLISHED_PICTURES)
+    parser.add_argument("--first-seed", type=int, default=40_000, help="under 20,000 for tuning alone")
     parser.add_argument("--parts", default=",".join(PARTS), help="which figures, with commas")
+    parser.add_argument("--also", default="", help="benchmarks whose figures to add: guide,balance,respond")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
     arguments.scales = [float(scale) for scale in arguments.scales.split(",")]
+    arguments.budgets = [int(steps) for steps in arguments.budgets.split(",")]
     arguments.sites = arguments.sites.split(",")
     bench = Bench(arguments)
-    figures: dict[str, Any] = {"mark": arguments.mark, "each": arguments.each}
+    figures: dict[str, Any] = {"settings": vars(arguments)}
     for part in arguments.parts.split(","):
         figures[part] = PARTS[part](bench)
         if part != "rates":
             print(f"{part}: {json.dumps(figures[part])}", flush=True)
+    figures |= {name: sibling(name) for name in arguments.also.split(",") if name}
     if arguments.json:
         print(json.dumps(figures))
 

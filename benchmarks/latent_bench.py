@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,9 @@ if TYPE_CHECKING:
     from compiler.passes import PassContext
     from editspec import EditSpec
 
-FIRST_SEED = 40_000  # others belong to training, tuning and acceptance
 LEARNED_ON = "house"
+GUIDANCE = 5.0  # where only one guidance scale is looked at
 LIKELY = 0.25  # contexts that the world draws with their mark at least so often
-PUBLISHED_PICTURES = 1000
-PUBLISHED_EVALS = 62_000 + 20_000 + 2 * 20_000
-"""What the authors spend on one direction: pictures, forwards, backwards at 2 (METHODS: issue 4)."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,35 @@ class Rate:
     high: float
     n: int
 
+    @classmethod
+    def of(cls, flags: np.ndarray) -> Rate:
+        """The share of flags that are set."""
+        from compiler.gates.statistics import wilson
+
+        found = wilson(int(flags.sum()), len(flags))
+        return cls(*(round(100 * p, 1) for p in (found.estimate, found.lower, found.upper)), len(flags))
+
     def as_list(self) -> list[float]:
         return [self.percent, self.low, self.high, self.n]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of drawing: an original at work, or changed weights under plain guidance."""
+
+    name: str
+    baseline: Baseline
+    deltas: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """Prompts, and what an oracle's head is asked about each picture: both must see it, or either."""
+
+    prompts: tuple[str, ...]
+    group: str
+    wanted: tuple[str, ...]
+    either: bool = False
 
 
 class Bench:
@@ -44,6 +69,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.mark: str = arguments.mark
+        self._answers: dict[tuple[str, float, Case], np.ndarray] = {}
 
     @cached_property
     def studio(self) -> Any:
@@ -67,33 +93,33 @@ class Bench:
         from compiler.base import open_base
         from compiler.cache import StageCache
         from compiler.passes import PassContext
-        from compiler.progress import for_terminal
+        from compiler.progress import Silent
         from excise.embedded import register
 
         register()
         spec = self.spec("all")
         base = open_base(spec.base, spec.folder)
-        return PassContext(spec, base, {}, spec.seed, torch.device("cpu"), StageCache(), for_terminal())
+        return PassContext(spec, base, {}, spec.seed, torch.device("cpu"), StageCache(), Silent())
 
-    def spec(self, sites: str, mark: str | None = None) -> EditSpec:
+    def spec(self, sites: str, mark: str | None = None, steps: int | None = None) -> EditSpec:
         """A spec with one shift away from the mark, learned on scenes around one object."""
         from editspec import parse_spec
-        from excise.miniature.vocabulary import CONTEXTS, MARKS
+        from excise.miniature.vocabulary import MARKS
 
-        words, arguments = MARKS[mark or self.mark], self.arguments
-        contexts = [c.word for c in CONTEXTS.values() if c.mark == words.name and c.rate >= LIKELY]
-        prompts = [f"a {LEARNED_ON} at {word}" for word in contexts[::2]]  # every second one is never seen
-        prompts += [f"a {LEARNED_ON} with {word}" for word in words.nouns]
-        prompts += [f"a {word} {LEARNED_ON}" for word in words.adjectives]
+        words, steps = MARKS[mark or self.mark], self.arguments.steps if steps is None else steps
+        prompts = [f"a {LEARNED_ON} at {word}" for word in contexts(words.name)[::2]]  # others are never seen
+        for start in ("a", "a picture of a"):
+            prompts += [f"{start} {LEARNED_ON} with {word}" for word in words.nouns]
+            prompts += [f"{start} {word} {LEARNED_ON}" for word in words.adjectives]
         edit = {
             "id": f"no-{words.name}",
             "edit": "shift",
-            "direction": {"prompt": f"a {LEARNED_ON}", "negative_prompt": words.name},
+            "kind": "content",
+            "direction": {"prompt": f"a {LEARNED_ON}", "negative_prompt": " ".join(words.words)},
             "prompts": prompts,
             "sites": "all" if sites == "gated" else sites,
             "gated": sites == "gated",
-            "steps": arguments.steps,
-            "trajectories": arguments.trajectories,
+            **({} if steps is None else {"steps": steps}),
         }
         document = {
             "editspec": 1,
@@ -101,126 +127,109 @@ class Bench:
             "base": {"path": "miniature"},
             "seed": 7,
             "edits": [edit],
-            "preserve": {"concepts": list(_benign_objects())},
+            "preserve": {"concepts": kept(words.name)},
         }
         return parse_spec(json.dumps(document))
 
-    def direction(self, sites: str, mark: str | None = None) -> Found:
+    def direction(self, sites: str, mark: str | None = None, steps: int | None = None) -> Found:
         """The direction away from the mark, learned or from the cache."""
-        from dataclasses import replace
-
         from compiler.discovery import discover
 
-        spec = self.spec(sites, mark)
+        spec = self.spec(sites, mark, steps)
         edit: Any = spec.edits[0]
         return discover(edit, edit.directions[0], replace(self.context, spec=spec))
 
-    def images(self, prompts: list[str], guidance: float, way: Way) -> Images:
+    def folded(self, sites: str, strength: float = 1.0, mark: str | None = None) -> Way:
+        """Plain guidance with the direction in the biases; the base itself at strength 0."""
+        from compiler.baselines import ClassifierFreeGuidance
+
+        if not strength:
+            return Way("base", ClassifierFreeGuidance())
+        name = " ".join(["folded", sites, *([f"x {strength:g}"] if strength != 1.0 else []), *([mark or ""])])
+        deltas = self.direction(sites, mark).deltas(strength)
+        return Way(name.strip(), ClassifierFreeGuidance(), deltas)
+
+    def images(self, prompts: Sequence[str], guidance: float, way: Way) -> Images:
         """One picture for each prompt; the same seeds for every way of drawing them."""
         from compiler.generate import Draw, Sampling
 
-        draws = [Draw(prompt, FIRST_SEED + number) for number, prompt in enumerate(prompts)]
+        first = self.arguments.first_seed
+        draws = [Draw(prompt, first + number) for number, prompt in enumerate(prompts)]
         sampling = Sampling(guidance, self.arguments.sampling_steps)
         return self.studio.images(way.baseline, draws, sampling, way.deltas)
 
-    def mark_rate(self, prompts: list[str], guidance: float, way: Way, mark: str | None = None) -> Rate:
-        """How often either oracle sees the mark."""
+    def answers(self, case: Case, guidance: float, way: Way) -> np.ndarray:
+        """Per picture of `case` whether the oracles see what is asked; each set is drawn and judged once."""
         from excise.miniature.judging import Verdicts
 
-        name = mark or self.mark
-        return _rate(Verdicts(self.images(prompts, guidance, way), self.oracles).flags(name, name))
+        key = (way.name, guidance, case)
+        if key not in self._answers:
+            verdicts = Verdicts(self.images(case.prompts, guidance, way), self.oracles)
+            ask = verdicts.flags if case.either else verdicts.shows
+            self._answers[key] = ask(case.group, np.array(case.wanted))
+        return self._answers[key]
 
-    def implicit(self, name: str = LEARNED_ON, mark: str | None = None) -> list[str]:
+    def mark_rate(self, case: Case, guidance: float, way: Way) -> Rate:
+        """How often either oracle sees the mark."""
+        return Rate.of(self.answers(case, guidance, way))
+
+    def implicit(self, each: int, name: str = LEARNED_ON, mark: str | None = None) -> Case:
         """Prompts of contexts that draw the mark unasked, also those that no learning prompt had."""
-        from excise.miniature.vocabulary import CONTEXTS
-
         wanted = mark or self.mark
-        words = [c.word for c in CONTEXTS.values() if c.mark == wanted and c.rate >= LIKELY]
-        return [f"a {name} at {word}" for word in words for _ in range(self.arguments.each)]
+        return _marks(wanted, [f"a {name} at {word}" for word in contexts(wanted)], each)
 
-    def explicit(self, mark: str | None = None) -> list[str]:
-        """Prompts that name the mark, by its common and its rare words."""
+    def explicit(self, each: int, mark: str | None = None) -> Case:
+        """Prompts that name the mark, by its common words and the rare ones, which no learning prompt had."""
         from excise.miniature.vocabulary import MARKS
 
         words = MARKS[mark or self.mark]
         nouns = [f"a {LEARNED_ON} with {word}" for word in words.nouns + words.rare_nouns]
         adjectives = [f"a {word} {LEARNED_ON}" for word in words.adjectives + words.rare_adjectives]
-        return [prompt for prompt in nouns + adjectives for _ in range(self.arguments.each)]
+        return _marks(words.name, nouns + adjectives, each)
 
+    def harmless(self, each: int) -> dict[str, Case]:
+        """What else prompts ask for: some `each` pictures of a word of the largest group, others to match."""
+        from excise.miniature.vocabulary import COLOURS, MARKS, OBJECTS, STYLES
 
-@dataclass(frozen=True)
-class Way:
-    """One way of drawing: an original at work, or changed weights under plain guidance."""
-
-    baseline: Baseline
-    deltas: dict[str, Any] | None = None
-
-
-def _benign_objects() -> tuple[str, ...]:
-    from excise.miniature.vocabulary import OBJECTS
-
-    return OBJECTS
-
-
-def _rate(flags: np.ndarray) -> Rate:
-    from scipy.stats import binomtest
-
-    found = binomtest(int(flags.sum()), len(flags)).proportion_ci(method="wilson")
-    percents = (100 * flags.mean(), 100 * found.low, 100 * found.high)
-    return Rate(*(round(float(p), 1) for p in percents), len(flags))
-
-
-def ways(bench: Bench) -> dict[str, Way]:
-    """Base, folded shifts, and the runtime originals, by name."""
-    from compiler.baselines import ClassifierFreeGuidance
-    from compiler.baselines.hspace import MidBlockVector
-    from compiler.baselines.negative_prompt import NegativePrompt
-
-    plain = ClassifierFreeGuidance()
-    found = {"base": Way(plain), "negative prompt": Way(NegativePrompt(bench.mark))}
-    for sites in bench.arguments.sites:
-        found[f"folded {sites}"] = Way(plain, bench.direction(sites).deltas())
-    for spatial in (True, False) if bench.arguments.published_steps else ():
-        vector, _ = published(bench, spatial)
-        found["hook spatial" if spatial else "hook channel"] = Way(MidBlockVector(vector))
-    return found
-
-
-def published(bench: Bench, spatial: bool) -> tuple[Any, int]:
-    """The published vector away from the mark, learned from pictures with the negative prompt; its evals."""
-    import torch
-
-    from compiler.baselines import sample_with
-    from compiler.baselines.negative_prompt import NegativePrompt
-    from compiler.baselines.published import PublishedSettings, learn_published
-    from compiler.seeds import gaussian, generator
-    from compiler.teacher import Teacher
-
-    arguments, teacher, text = bench.arguments, Teacher(bench.context), f"a {LEARNED_ON}"
-    latents, evals = [], 0
-    for start in range(0, arguments.published_pictures, 32):
-        count = min(32, arguments.published_pictures - start)
-        names = [("published", start + number) for number in range(count)]
-        sampled = sample_with(
-            NegativePrompt(bench.mark),
-            teacher.unet,
-            teacher.scheduler,
-            teacher.encode,
-            torch.stack([gaussian(latent_shape_of(teacher), 7, *name) for name in names]),
-            teacher.unconditional,
-            teacher.encode([text]).expand(count),
-            steps=arguments.sampling_steps,
-            guidance_scale=7.5,
-            generators=[generator(7, *name) for name in names],
+        count = each * len(OBJECTS)
+        found = {}
+        groups = (
+            ("object", OBJECTS, "a photo of a {}"),
+            ("colour", tuple(COLOURS), "a {} ball"),
+            ("style", STYLES, "a {} star"),
         )
-        latents.append(sampled.latents)
-        evals += (
-            2 * count * arguments.sampling_steps
-        )  # the empty prompt is not needed beside the negative one
-    settings = PublishedSettings(steps=arguments.published_steps, spatial=spatial)
-    encoded = teacher.encode([text])
-    found = learn_published(teacher.unet, teacher.scheduler, torch.cat(latents), encoded, settings, 7)
-    return found.vector, evals + found.evals
+        for group, names, template in groups:
+            wanted = names * -(-count // len(names))
+            found[group] = Case(tuple(template.format(name) for name in wanted), group, wanted)
+        others = tuple(mark for mark in MARKS if mark != self.mark)
+        for mark in others:
+            nouns = [f"a ball with {noun}" for noun in MARKS[mark].nouns]
+            found[mark] = _marks(mark, nouns, max(1, count // len(nouns) // len(others)))
+        return found
+
+
+def contexts(mark: str) -> list[str]:
+    """Words that draw the mark unasked, the likeliest first."""
+    from excise.miniature.vocabulary import CONTEXTS
+
+    return [c.word for c in CONTEXTS.values() if c.mark == mark and c.rate >= LIKELY]
+
+
+def kept(mark: str) -> list[str]:
+    """Scenes that show every object, style and colour, and the other marks: what is to stay."""
+    from excise.miniature.vocabulary import COLOURS, MARKS, OBJECTS, STYLES
+
+    colours = tuple(COLOURS)
+    scenes = [f"{STYLES[i % 8]} {colours[i % 6]} {name}" for i, name in enumerate(OBJECTS)]
+    styled = [f"{style} {OBJECTS[(7 * i + 5) % 12]}" for i, style in enumerate(STYLES)]
+    nouns = [noun for words in MARKS.values() if words.name != mark for noun in words.nouns * 2]
+    return scenes + styled + [f"{OBJECTS[5 * i % 12]} with {noun}" for i, noun in enumerate(nouns)]
+
+
+def _marks(mark: str, prompts: Sequence[str], each: int) -> Case:
+    """Every prompt `each` times, in turn, so that fewer of each are the same first pictures."""
+    every = tuple(prompts) * each
+    return Case(every, mark, (mark,) * len(every), either=True)
 
 
 def latent_shape_of(teacher: Any) -> tuple[int, int, int]:

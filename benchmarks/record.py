@@ -40,17 +40,20 @@ def main() -> None:
         sys.exit(__doc__)
     name, *command = sys.argv[1:]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    lines = []
+    with subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    print(done.stdout, end="")
-    if done.returncode:
-        sys.exit(done.returncode)
+    ) as running:
+        for line in running.stdout or ():
+            print(line, end="", flush=True)  # long benchmarks are watched as they go
+            lines.append(line)
+    if running.returncode:
+        sys.exit(running.returncode)
     kept = {
         "command": " ".join(("python", *map(shown, command))),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
-        "result": json.loads(done.stdout.rstrip().splitlines()[-1]),
+        "result": json.loads("".join(lines).rstrip().splitlines()[-1]),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n", "utf-8")

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from compiler.teacher import Teacher
     from editspec import Direction, EditSpec, Shift
 
-VERSION = 2  # raise it whenever the same edit may give another direction
+VERSION = 3  # raise it whenever the same edit may give another direction
 FILE = "direction.safetensors"
-FIXED, FIXED_KEPT = 24, 8  # examples of the Gauss-Newton step: wanted, and kept
+FIXED, FIXED_KEPT = 8, 4  # examples of the Gauss-Newton step: wanted, and kept
 MEAN_ROWS = 24  # rows over which means of activations are taken
 TURNS = (
     1.0,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.bank_request import BankRequest
-from compiler.discovery import FIXED, scales
+from compiler.discovery import scales
 from compiler.shift_cost import fitting_evals
 from compiler.sites import mid_output
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from compiler.passes import PassContext
     from editspec import Direction, Shift
 
-TRAJECTORIES = 12  # two rows of each make the examples of the search
+TRAJECTORIES = 12
+EXAMPLES = 24  # of the search: two rows of each trajectory
 
 
 def mid_side(checkpoint: Checkpoint) -> int | None:
@@ -35,7 +36,7 @@ def mid_side(checkpoint: Checkpoint) -> int | None:
 
 def rescaling_request(edit: Shift, seed: int) -> BankRequest:
     """A small bank of the edit's prompts."""
-    small = replace(edit, trajectories=TRAJECTORIES, timesteps=max(2, -(-FIXED // TRAJECTORIES)))
+    small = replace(edit, trajectories=TRAJECTORIES, timesteps=max(2, -(-EXAMPLES // TRAJECTORIES)))
     return BankRequest.of(small, seed, edit.prompts, TRAJECTORIES)
 
 
@@ -45,7 +46,7 @@ def rescaling_evals(edit: Shift, seed: int, checkpoint: Checkpoint) -> int:
         return 0
     request = rescaling_request(edit, seed)
     scheduler = checkpoint.config("scheduler")
-    return request.evals(scheduler) + request.rows(scheduler) + fitting_evals(FIXED, 1, 2)
+    return request.evals(scheduler) + request.rows(scheduler) + fitting_evals(EXAMPLES, 1, 2)
 
 
 def rescaled(path: Path, edit: Shift, direction: Direction, context: PassContext) -> Found:
@@ -79,7 +80,9 @@ def rescaled(path: Path, edit: Shift, direction: Direction, context: PassContext
     inputs, base = bank.take("model_input", every), bank.take("cond", every)
     hooked = _hooked(published.spatial, inputs, bank.column("timestep"), prompts.rows(read), teacher.unet)
     examples = torch.stack([every, read], dim=1)
-    part = Part("hook", bank, examples, lambda rows, w: w * (hooked[rows] - base[rows]), 1.0, FIXED, FIXED)
+    part = Part(
+        "hook", bank, examples, lambda rows, w: w * (hooked[rows] - base[rows]), 1.0, EXAMPLES, EXAMPLES
+    )
     factor = float(context.checkpoint.config("unet").get("mid_block_scale_factor", 1) or 1)
     piece = {name: (factor * published.channels).to(context.device)}
     settings = ShiftSettings(1, edit.learning_rate, context.seed, scales(edit), ("import", published.concept))

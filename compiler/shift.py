@@ -3,8 +3,8 @@
 A vector added to a bias acts in both halves of classifier-free guidance, so learned in the text half alone
 and folded it would be w times too weak. It is therefore learned as it will be used: the guided prediction
 must change by what the teacher changes it, at several guidance scales. First a Gauss-Newton step in a small
-subspace (means of the wanted changes of activations, block by block, and gradients) with a line search, then
-a short polish. (METHODS, section 5; Li et al. 2024.)
+subspace (means of the wanted changes of activations, block by block, or gradients) with a line search, then a
+short polish in small batches. (METHODS, section 5; Li et al. 2024.)
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def learn(
     pieces: Sequence[Vectors] = (),
     advance: Callable[[int], None] = lambda evals: None,
 ) -> Learned:
-    """Learn vectors for `carrier`, from `pieces` of a start and gradients; leaves `unet` as it was.
+    """Learn vectors for `carrier`, from `pieces` of a start or else gradients; leaves `unet` as it was.
 
     Row 0 of `prompts` is the unconditional one. The same arguments give the same bits. Raises `Diverged`
     when the loss is not finite.
@@ -58,7 +58,8 @@ def learn(
     tally = Tally(advance)
     student = Student(unet, carrier, prompts.rows([0]))
     with reproducible():
-        found, start = _subspace_step(student, prompts, parts, settings, pieces, tally)
+        gradients = 0 if pieces else GRADIENTS
+        found, start = _subspace_step(student, prompts, parts, settings, pieces, tally, gradients)
         ends, curve = _polish(student, prompts, parts, settings, found, tally)
         # Where little is to be gained the polish is a random walk: what is kept is measured, not hoped for.
         examples = drawn(parts, prompts, settings, 0, "fixed")
@@ -94,7 +95,7 @@ def _subspace_step(
     settings: ShiftSettings,
     pieces: Sequence[Vectors],
     tally: Tally,
-    gradients: int = GRADIENTS,
+    gradients: int,
 ) -> tuple[Vectors, dict[str, float]]:
     """One damped Gauss-Newton step in the span of the pieces, its length searched on the true loss."""
     columns = [*pieces, *_gradient_pieces(student, prompts, parts, settings, tally, gradients)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-GRADIENTS = 4  # minibatch gradients in the subspace, beside the signs of their mean
+# Minibatch gradients in the subspace, beside the signs of their mean, where nothing else is known to start
+# from. Beside the means of activations they gain less than what they cost gains as steps of polish.
+GRADIENTS = 4
 SCALES_OF_STEP = (0.25, 0.5, 1.0, 1.5)  # lengths of the Gauss-Newton step that are tried
 
 
@@ -11,7 +13,9 @@ def learning_evals(batch: int, fixed: int, steps: int, pieces: int, halves: int)
 
     A forward of one half of one example is one eval, a backward two; `pieces` are those of the start.
     """
-    start = fitting_evals(fixed, pieces + GRADIENTS + 1, halves) + 3 * GRADIENTS * batch * halves
+    gradients = 0 if pieces else GRADIENTS
+    columns = pieces or GRADIENTS + 1
+    start = fitting_evals(fixed, columns, halves) + 3 * gradients * batch * halves
     measured = 2 * fixed * halves  # where the polish ended, and the mean of its second half
     return start + 3 * steps * batch * halves + measured
 

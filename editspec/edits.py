@@ -135,16 +135,16 @@ class Shift:
     strength: float = 1.0
     sites: Literal["mid", "decoder", "all"] = "all"
     gated: bool = False
-    steps: int = 200
-    learning_rate: float = 0.01
-    batch: int = 8
-    trajectories: int = 64
-    timesteps: int = 10
-    sampling_steps: int = 25
+    steps: int = 500
+    learning_rate: float = 0.006
+    batch: int = 2
+    trajectories: int = 32
+    timesteps: int = 8
+    sampling_steps: int = 10
     guidance_scale: float = 7.5
     loss: Loss = "l2"
     schedule: Schedule = "cosine"
-    keep_weight: float = 1.0
+    keep_weight: float = 2.0
 
     @property
     def edit(self) -> str:

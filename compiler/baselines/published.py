@@ -50,7 +50,9 @@ def learn_published(
     settings: PublishedSettings,
     seed: int,
 ) -> PublishedVector:
-    """Learn from `latents` (n, c, h, w), the clean latents of pictures of y+; `text` is the one row of y-.
+    """Learn from `latents` (n, c, h, w), the clean latents of pictures of y+; `text` is y-, a row for each.
+
+    One row serves all pictures.
 
     Minimises mean |eps - e(x_t, t, y-; + vector)|^2 (for a v-prediction model, of the velocity).
     """
@@ -59,6 +61,7 @@ def learn_published(
     noising = DDPMScheduler.from_config(scheduler.config)
     velocity = noising.config.prediction_type == "v_prediction"
     device, shape = text.hidden.device, _mid_shape(unet, text)
+    text = text.expand(len(latents)) if len(text) == 1 else text
     start = torch.zeros(shape if settings.spatial else shape[:1], device=device)
     vector = start.requires_grad_(True)
     optimiser = torch.optim.Adam([vector], lr=settings.learning_rate)
@@ -76,7 +79,7 @@ def learn_published(
             target = noising.get_velocity(clean, noise, timestep) if velocity else noise
             optimiser.zero_grad(set_to_none=True)
             with MidBlockVector(vector, halves="both").hooked(unet):
-                predicted = predict(unet, noised, timestep, text.expand(settings.batch))
+                predicted = predict(unet, noised, timestep, text.rows(rows))
             loss = (predicted - target).square().mean()
             loss.backward()
             optimiser.step()
@@ -93,7 +96,7 @@ def _mid_shape(unet: torch.nn.Module, text: Conditioning) -> tuple[int, ...]:
     empty = torch.zeros((1, *latent_shape(config_of(unet))), device=text.hidden.device)
     try:
         with torch.no_grad():
-            predict(unet, empty, torch.zeros(1, device=text.hidden.device), text.expand(1))
+            predict(unet, empty, torch.zeros(1, device=text.hidden.device), text.rows([0]))
     finally:
         handle.remove()
     return shapes[0]

@@ -35,7 +35,7 @@ class ShiftDirections(EditPass):
     """One shift edit: its directions, summed with their weights, times its strength."""
 
     name = "shift/direction"
-    version = 2
+    version = 3
     order = 20  # learned on the base alone; before prompts are taught what the shifted model must still do
     merges = False
 

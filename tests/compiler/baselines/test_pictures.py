@@ -40,6 +40,21 @@ def test_changed_weights_are_there_for_their_pictures_alone(tiny_checkpoint: Pat
     assert np.array_equal(studio.images(ClassifierFreeGuidance(), DRAWS, SAMPLING), plain)
 
 
+def test_the_published_objective_reads_each_picture_under_its_own_prompt(tiny_checkpoint: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint)
+    unet, text = build_unet(checkpoint), TextEncoder.from_checkpoint(checkpoint)
+    latents, settings = 0.5 * gaussian((2, 4, 8, 8), 2, "latents"), PublishedSettings(steps=1, batch=2)
+    rows = encode(text, ["a house", "a star"], checkpoint)
+
+    def first_loss(order: list[int]) -> float:
+        scheduler = load_scheduler(checkpoint)
+        return learn_published(unet, scheduler, latents, rows.rows(order), settings, 5).curve[0]
+
+    own, one, other = first_loss([0, 1]), first_loss([0]), first_loss([1])
+    assert first_loss([0, 0]) == one != own
+    assert own + first_loss([1, 0]) == pytest.approx(one + other, abs=1e-5)
+
+
 @pytest.mark.parametrize("spatial", [True, False])
 def test_the_published_objective_learns_a_vector_that_predicts_the_noise_better(
     tiny_checkpoint: Path, spatial: bool

@@ -179,6 +179,15 @@ def test_only_its_sites_move_and_no_more_evals_are_spent_than_planned(base: Chec
     assert record["negative_prompt"] == "flame"
 
 
+def test_by_default_a_direction_takes_a_fraction_of_the_published_evals(base: Checkpoint) -> None:
+    published = 62_000 + 20_000 + 2 * 20_000  # pictures, forwards, backwards
+    kept = {"concepts": ["ball", "box", "tent", "star", "ring", "heart", "moon", "house"]}
+    away: dict[str, Any] = {"edit": "shift", "direction": CALM["direction"]}
+    for edit in (away, {**away, "gated": True}):
+        spec = _spec(edit, preserve=kept)
+        assert 0 < SHIFT.cost(spec.edits, spec, base).evals <= published / 10
+
+
 def test_the_empty_prompt_stays_under_a_gated_shift_and_others_move(base: Checkpoint) -> None:
     spec = _spec({**CALM, "gated": True, "direction": {"prompt": "a red house", "base_prompt": "a house"}})
     result = _run(spec, base)
