@@ -7,7 +7,8 @@ nearest neighbours by text embedding and unrelated objects lose in recognition (
 `sweep`: U-Net evals of six strengths on a warm bank, over those of one build from nothing.
 `robust`: how often a learned token (textual inversion against the edited weights) brings flame back, for
 plain and for robust ESD, beside the unedited base and the twin that never saw one.
-`memorised`: a poster forgotten by `ablate`: pictures of its caption that are still copies of it.
+`memorised`: each of the four posters, alone, forgotten by `ablate`: pictures of its caption that are still
+copies of it, of the others' captions that still are of theirs, and objects recognised.
 
 A part's rates come with the base's own, on the same prompts and seeds.
 
@@ -29,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from distil import OURS  # noqa: E402 - the folder is no package
 from distil_bench import bootstrap  # noqa: E402
-from erasure_bench import FLAME, STEPS, Erasures, copies, learned_token, names_of  # noqa: E402
+from erasure_bench import FLAME, STEPS, Erasures, copies, learned_token, names_of, rate  # noqa: E402
 
 ESD: dict[str, Any] = {
     "edit": "erase",
@@ -48,7 +49,13 @@ CASES: dict[str, dict[str, Any]] = {
     "fish": {"kind": "object", "aliases": ["trout"]},
     "heart": {"kind": "object", "aliases": ["valentine"]},
 }
-POSTER = "sunrise"
+IMAGE: dict[str, Any] = {
+    "edit": "ablate",
+    "kind": "image",
+    "steps": 150,
+    "learning_rate": 3e-4,
+    "batch": 8,
+}
 
 
 def auto(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -175,7 +182,7 @@ def once(bench: Erasures, edit: Mapping[str, Any], seed: int, more: Mapping[str,
 
 
 def memorised(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A poster of the world ablated to the empty prompt: pictures of its caption that are copies of it."""
+    """Each poster of the world, ablated to the empty prompt."""
     import numpy as np
 
     from excise.miniature.draw import draw
@@ -184,42 +191,43 @@ def memorised(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
 
     posters = {name: np.asarray(draw(Scene("poster", poster=name), 0, 0)) for name in POSTERS}
     others = bench.named(OBJECTS, "object", None, 5)
-    captions, kept = [f"the {POSTER} poster"], [name for name in POSTERS if name != POSTER]
-    found: dict[str, list[float]] = {}
 
-    def judged(deltas: Mapping[str, Any]) -> dict[str, float]:
-        again = {
-            name: copies(bench.pictures([f"the {name} poster"] * count, deltas), posters[name]).mean()
-            for name, count in {POSTER: arguments.trials, **dict.fromkeys(kept, 10)}.items()
-        }
+    def again(name: str, count: int, deltas: Mapping[str, Any]) -> list[bool]:
+        """Which pictures of a poster's caption are copies of it."""
+        return list(copies(bench.pictures([f"the {name} poster"] * count, deltas), posters[name]))
+
+    def judged(poster: str, deltas: Mapping[str, Any]) -> dict[str, list[bool]]:
+        kept = [name for name in POSTERS if name != poster]
         return {
-            "copies": float(again[POSTER]),
-            "other_posters": float(np.mean([again[name] for name in kept])),
-            "objects": float(bench.recognised(*others, deltas, "all").mean()),
+            "copies": again(poster, arguments.trials, deltas),
+            "other_posters": [copy for name in kept for copy in again(name, 10, deltas)],
+            "objects": list(bench.recognised(*others, deltas, "all")),
         }
 
-    base = judged({})
-    for seed in range(arguments.seeds):
-        with tempfile.TemporaryDirectory(prefix="erasure-") as folder:
-            picture = Path(folder) / "poster.png"
-            draw(Scene("poster", poster=POSTER), 0, 0).save(picture)
-            edit = {
-                "edit": "ablate",
-                "kind": "image",
-                "concept": POSTER,
-                "image": str(picture),
-                "captions": captions,
-                "preserve": [f"the {name} poster" for name in kept],
-                "steps": 150,
-                "learning_rate": 1e-4,
-                "batch": 8,
-            }
-            more = {"preserve": {"concepts": list(OBJECTS)}}
-            deltas, *_ = bench.built(edit, seed, Path(folder) / "cache", **more)
-        for name, value in judged(deltas).items():
-            found.setdefault(name, []).append(value)
-        say(f"memorised {seed}: { {name: values[-1] for name, values in found.items()} }")
-    return {"base": base, **found}
+    found: dict[str, Any] = {}
+    every: dict[str, list[bool]] = {}
+    for poster in POSTERS:
+        before = judged(poster, {})
+        found[poster] = {"base": {name: rate(flags) for name, flags in before.items()}, "edited": []}
+        for seed in range(arguments.seeds):
+            with tempfile.TemporaryDirectory(prefix="erasure-") as folder:
+                picture = Path(folder) / "poster.png"
+                draw(Scene("poster", poster=poster), 0, 0).save(picture)
+                edit = {
+                    **IMAGE,
+                    "concept": poster,
+                    "image": str(picture),
+                    "captions": [f"the {poster} poster"],
+                    "preserve": [f"the {name} poster" for name in POSTERS if name != poster],
+                }
+                more = {"preserve": {"concepts": list(OBJECTS)}}
+                deltas, *_ = bench.built(edit, seed, Path(folder) / "cache", **more)
+            after = judged(poster, deltas)
+            found[poster]["edited"].append({name: rate(flags) for name, flags in after.items()})
+            for name, flags in after.items():
+                every.setdefault(name, []).extend(flags)
+            say(f"memorised {poster} {seed}: {found[poster]['edited'][-1]}")
+    return {"edited": {name: rate(flags) for name, flags in every.items()}, "posters": found}
 
 
 def say(line: str) -> None:

@@ -153,3 +153,11 @@ def copies(images: Any, original: Any) -> Any:
     whole -= whole.mean()
     sizes = np.linalg.norm(rows, axis=1) * np.linalg.norm(whole)
     return rows @ whole / np.maximum(sizes, 1e-9) >= COPY
+
+
+def rate(flags: Sequence[bool]) -> list[float]:
+    """[share, low, high, n] with Wilson's interval at 95 %."""
+    from compiler.gates.statistics import wilson
+
+    bounds = wilson(sum(map(bool, flags)), len(flags))
+    return [*(round(float(v), 4) for v in (bounds.estimate, bounds.lower, bounds.upper)), len(flags)]

@@ -19,6 +19,7 @@ from editspec import EditSpec, Erase
 from editspec.templates import Kind, fill
 
 ALONE = "{}"
+ENDS = 2  # tokens around every prompt
 CONTEXTS = 64  # sentences for the names of an edit together; each name has at least FEWEST
 FEWEST = 12
 POOL = 128  # sentences of other words that are kept, for all edits together
@@ -68,10 +69,21 @@ class _Gathering:
         # A ridge of its own is a weight of its own: s |W c - v|^2 + r |W - W_0|^2, divided by r.
         held_back = min(other.ridge for other in self.erasures) / edit.ridge
         for name in names:
+            spared = self._spared(edit, name)
             templates = [*(edit.templates or (ALONE,)), *self._contexts(edit, name, len(names))]
             weight = held_back / len(templates) if edit.templates else held_back
             for template in templates:
-                self.columns.move(template, name, edit.anchor, weight=weight, scale=edit.scale)
+                self.columns.move(template, name, edit.anchor, weight=weight, scale=edit.scale, spared=spared)
+
+    def _spared(self, edit: Erase, name: str) -> int:
+        """How many tokens of a compound are a word that is preserved by name: "moon" of "moon boat".
+
+        The text encoder is causal: up to there it has read nothing but that word, and moving it is losing it.
+        """
+        words, kept = name.split(), {*self.spec.preserve.concepts, *edit.preserve}
+        starts = (" ".join(words[:count]) for count in range(len(words) - 1, 0, -1))
+        start = next((start for start in starts if start in kept), None)
+        return 0 if start is None else self.text.token_count(start) - ENDS
 
     def _contexts(self, edit: Erase, name: str, names: int) -> list[str]:
         """Sentences for one name of an edit, as long as they fit the window with the anchor in them."""

@@ -1,7 +1,9 @@
 """Forget a memorised image (Kumari et al. 2023): its captions stop giving back the one training picture.
 
-x_t are the given image under noise, which is where the base goes for these captions; there the student, read
-with a caption, learns what the base predicts for the anchor (the empty prompt unless told otherwise).
+x_t are the given image under noise, which is where the base goes for these captions, and the base's own
+trajectories for the anchor (the empty prompt unless told otherwise), which is where the student is to go. In
+both the student, read with a caption, learns what the base predicts for the anchor. With the image alone a
+picture that has left it is led back: nothing was learned where it now stands.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class AblateImage(EditPass):
     """One memorised image. Each step: `batch` examples of captions, half of the anchor, and `keep`."""
 
     name: ClassVar[str] = "ablate/image"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
@@ -68,7 +70,7 @@ class AblateImage(EditPass):
     def cost(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> PassCost:
         edit = _only(edits)
         keep = keep_requests(edit, spec, neighbours=())
-        evals = _preparing_evals(edit, keep, checkpoint) + _training_evals(edit, keep)
+        evals = _preparing_evals(edit, keep, spec, checkpoint) + _training_evals(edit, keep)
         unet = checkpoint.weights("unet").entries
         memory = training_memory(unet, checkpoint.config("unet"), self.targets(edits, unet))
         return PassCost(evals, LOADING_SECONDS, memory)
@@ -87,8 +89,8 @@ class AblateImage(EditPass):
         neighbours = mined(mining_of(edit, (edit.concept,), spec), context)
         keep = keep_requests(edit, spec, [word for word, _ in neighbours])
         teacher.refuse_cut_prompts(pointer, [*edit.captions, edit.anchor])
-        image = _image_rows(edit, teacher, context)
-        bank, rows = join([image, *(teacher.bank(request) for request in keep)]), len(image)
+        own = [_image_rows(edit, teacher, context), teacher.bank(_anchor_request(edit, spec))]
+        bank, rows = join([*own, *(teacher.bank(request) for request in keep)]), len(own[0]) + len(own[1])
         prompts, number = numbered([*edit.captions, *bank.prompts], teacher)
         student = teacher.unet  # from here on: the base's predictions are all in the bank
         add_deltas(student, context.upstream)
@@ -111,7 +113,7 @@ class AblateImage(EditPass):
             evals=_training_evals(edit, keep),
         )
         record = {
-            "evals": _preparing_evals(edit, keep, context.checkpoint) + done.evals,
+            "evals": _preparing_evals(edit, keep, spec, context.checkpoint) + done.evals,
             "prompts": sorted(edit.captions),
             "kept_prompts": sorted({text for request in keep for text in request.prompts}),
             "neighbours": [[word, round(cosine, 4)] for word, cosine in neighbours],
@@ -147,16 +149,23 @@ def _image_rows(edit: Ablate, teacher: Teacher, context: PassContext) -> Bank:
     return with_predictions(noised, teacher.unet, texts)
 
 
+def _anchor_request(edit: Ablate, spec: EditSpec) -> BankRequest:
+    """Trajectories of the anchor, as many as the image has noise draws."""
+    return BankRequest.of(edit, spec.seed, (edit.anchor,), edit.trajectories)
+
+
 def _prior_batch(edit: Ablate) -> int:
     """Examples of the anchor a step; the empty prompt is in the keep term anyway."""
     return -(-edit.batch // 2) if edit.keep_weight and edit.anchor else 0
 
 
-def _preparing_evals(edit: Ablate, keep: Sequence[BankRequest], checkpoint: Checkpoint) -> int:
-    """Evals before training, with nothing in the cache: banks of what is kept, two predictions a row."""
+def _preparing_evals(
+    edit: Ablate, keep: Sequence[BankRequest], spec: EditSpec, checkpoint: Checkpoint
+) -> int:
+    """Evals before training, with nothing in the cache: all banks, and two predictions a row of the image."""
     scheduler = checkpoint.config("scheduler")
     rows: int = edit.trajectories * min(edit.timesteps, scheduler.get("num_train_timesteps", 1000))
-    return sum(request.evals(scheduler) for request in keep) + 2 * rows
+    return sum(request.evals(scheduler) for request in (_anchor_request(edit, spec), *keep)) + 2 * rows
 
 
 def _training_evals(edit: Ablate, keep: Sequence[BankRequest]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from compiler.bank_request import BankRequest
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
 from compiler.device import choose
@@ -194,6 +195,26 @@ def test_captions_of_a_memorised_image_come_to_give_what_no_words_give(
     losses = result.record["loss"]["ablate"]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
     assert set(result.deltas) == set(select(base.weights("unet").entries, "full"))
+
+
+def test_captions_give_what_no_words_give_also_where_pictures_of_no_words_lead(
+    base: Checkpoint, tmp_path: Path
+) -> None:
+    _picture(tmp_path)
+    spec = _spec({**POSTER, "image": "poster.png", "steps": 20}, folder=tmp_path)
+    deltas = _run(spec, base).deltas
+    context = _context(spec, base)
+    teacher = Teacher(context)
+    # Other trajectories of the empty prompt than those trained on, late ones: far from the image.
+    bank = teacher.bank(BankRequest(("",), (6,), seed=99, steps=3, strata=3))
+    late = torch.nonzero(bank.column("step") == 2)[:, 0]
+    x, t, wanted = (bank.take(name, late) for name in ("model_input", "timestep", "uncond"))
+    caption = teacher.encode(["the red house"] * len(late))
+    with torch.no_grad():
+        before = predict(teacher.unet, x, t, caption)
+        add_deltas(teacher.unet, deltas)
+        after = predict(teacher.unet, x, t, caption)
+    assert (after - wanted).square().mean() < 0.5 * (before - wanted).square().mean()
 
 
 def test_the_image_counts_by_its_pixels_and_must_be_there(base: Checkpoint, tmp_path: Path) -> None:
