@@ -6,7 +6,10 @@ what must stay; `shows_concept`: any of them sees what must go; `kept`: share of
 base shows the other that still do, edited, with the same prompt and seed. Rates are [share, low, high, n]
 with Wilson's interval at 95 %; `loss` of `shows_other` is paired, with Tango's bounds.
 
-Usage: python benchmarks/composed_prompts.py [--concepts 3] [--trials 60] [--only esd closed-form] [--json]
+Rates pool the pictures of all builds. `builds` has `kept` and `shows_concept` of each, `in_prompt_mean` their
+means over concepts and seeds with bootstrapped intervals.
+
+Usage: python benchmarks/composed_prompts.py [--concepts 5] [--seeds 3] [--trials 60] [--only esd] [--json]
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 if TYPE_CHECKING:
     from compiler.generate import Draw
@@ -128,17 +131,22 @@ class Bench:
             )
             return dict(engine.run(spec.edits, context).deltas)
 
-    def measure(self, case: Case, edits: Mapping[str, Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
-        """Base beside each edit, on the same prompts and seeds."""
+    def measure(self, case: Case, edits: Mapping[str, Mapping[str, Any]], seeds: int) -> dict[str, Any]:
+        """Base beside each edit, on the same prompts and seeds; pooled over builds of several seeds."""
         with self.edited({}):
             before = self._seen(case)
         found: dict[str, Any] = {"base": self._rates(before)}
+        stayed = np.tile(before[0], seeds)
         for name, edit in edits.items():
-            changes = self.deltas({"concept": case.concept, **edit}, case.preserve, seed)
-            with self.edited(changes):
-                after = self._seen(case)
-            found[name] = {**self._rates(after), **self._paired(before[0], after[0])}
-            print(f"{case.concept} {name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
+            after, each = [], []
+            for seed in range(seeds):
+                changes = self.deltas({"concept": case.concept, **edit}, case.preserve, seed)
+                with self.edited(changes):
+                    after.append(self._seen(case))
+                each.append([float(after[-1][0][before[0]].mean()), float(after[-1][1].mean())])
+                print(f"{case.concept} {name} {seed}: kept, gone {each[-1]}", file=sys.stderr, flush=True)
+            kept, gone = (np.concatenate(part) for part in zip(*after, strict=True))
+            found[name] = {**self._rates((kept, gone)), **self._paired(stayed, kept), "builds": each}
         return found
 
     @contextmanager
@@ -151,7 +159,9 @@ class Bench:
 
     def _seen(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
         """Per picture: what must stay is seen by all oracles; what must go is seen by any."""
-        kept, gone = self._verdicts(case.asked), self._verdicts(case.gone)
+        kept = self._verdicts(case.asked)
+        same = [prompt for prompt, *_ in case.asked] == [prompt for prompt, *_ in case.gone]
+        gone = kept if same else self._verdicts(case.gone)
         return (
             self._each(kept.shows, case.asked),
             self._each(gone.flags, case.gone),
@@ -196,12 +206,21 @@ def rate(flags: np.ndarray) -> list[float]:
     return [*(round(float(value), 4) for value in (bounds.estimate, bounds.lower, bounds.upper)), len(flags)]
 
 
+def mean(concepts: Iterable[Mapping[str, Any]], name: str) -> dict[str, list[float]]:
+    """[mean, low, high] over all builds of an edit; 95 % bootstrap."""
+    from distil_bench import bootstrap
+
+    builds = [build for concept in concepts for build in concept[name]["builds"]]
+    columns = {"kept": [kept for kept, _ in builds], "shows_concept": [gone for _, gone in builds]}
+    return {key: [sum(column) / len(column), *bootstrap(column)] for key, column in columns.items()}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--concepts", type=int, default=3, help="how many objects are erased, one by one")
+    parser.add_argument("--concepts", type=int, default=5, help="how many objects are erased, one by one")
     parser.add_argument("--trials", type=int, default=60, help="pictures of each case")
-    parser.add_argument("--seed", type=int, default=0, help="of the builds")
+    parser.add_argument("--seeds", type=int, default=3, help="builds of each edit")
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument(
         "--cases", nargs="+", choices=["in_prompt", "compound"], default=["in_prompt", "compound"]
@@ -213,11 +232,12 @@ def main() -> None:
     found: dict[str, Any] = {}
     if "in_prompt" in arguments.cases:
         found["in_prompt"] = {
-            concept: bench.measure(in_prompt_case(concept, arguments.trials), edits, arguments.seed)
+            concept: bench.measure(in_prompt_case(concept, arguments.trials), edits, arguments.seeds)
             for concept in CONCEPTS[: arguments.concepts]
         }
+        found["in_prompt_mean"] = {name: mean(found["in_prompt"].values(), name) for name in edits}
     if "compound" in arguments.cases:
-        found["compound"] = bench.measure(compound_case(arguments.trials), edits, arguments.seed)
+        found["compound"] = bench.measure(compound_case(arguments.trials), edits, arguments.seeds)
     print(json.dumps(found) if arguments.json else json.dumps(found, indent=1))
 
 

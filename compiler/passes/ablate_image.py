@@ -21,12 +21,15 @@ from compiler.unet import training_memory, unsuited
 from editspec import Ablate
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compiler.bank import Bank
     from compiler.checkpoint import Checkpoint
     from compiler.safetensors_file import TensorEntry
     from compiler.teacher import Teacher
     from editspec import Edit, EditSpec
 
+MOST_OFTEN = 7  # how many times more than once a row comes in an epoch
 LOADING_SECONDS = 4.0  # late imports, building the U-Net, encoding the image
 
 
@@ -79,6 +82,7 @@ class AblateImage(EditPass):
         import torch
 
         from compiler.bank import join
+        from compiler.noised import with_predictions
         from compiler.teacher import Teacher
         from compiler.terms import Term
         from compiler.training import numbered, record_of, settings_of, train
@@ -89,14 +93,18 @@ class AblateImage(EditPass):
         neighbours = mined(mining_of(edit, (edit.concept,), spec), context)
         keep = keep_requests(edit, spec, [word for word, _ in neighbours])
         teacher.refuse_cut_prompts(pointer, [*edit.captions, edit.anchor])
-        own = [_image_rows(edit, teacher, context), teacher.bank(_anchor_request(edit, spec))]
+        said = {f"caption {k}": teacher.encode((caption,)) for k, caption in enumerate(edit.captions)}
+        own = [
+            with_predictions(part, teacher.unet, said)
+            for part in (_image_rows(edit, teacher, context), teacher.bank(_anchor_request(edit, spec)))
+        ]
         bank, rows = join([*own, *(teacher.bank(request) for request in keep)]), len(own[0]) + len(own[1])
         prompts, number = numbered([*edit.captions, *bank.prompts], teacher)
         student = teacher.unet  # from here on: the base's predictions are all in the bank
         add_deltas(student, context.upstream)
         target = lambda chosen: bank.take("cond", chosen)  # noqa: E731
-        examples = [(row, number[caption]) for row in range(rows) for caption in edit.captions]
-        terms = [Term("ablate", bank, torch.tensor(examples), target, 1.0, edit.batch)]
+        examples = _examples(edit, bank, rows, number)
+        terms = [Term("ablate", bank, examples, target, 1.0, edit.batch)]
         if _prior_batch(edit):
             anchor = torch.tensor([(row, number[edit.anchor]) for row in range(rows)])
             terms.append(Term("anchor", bank, anchor, target, edit.keep_weight, _prior_batch(edit)))
@@ -154,6 +162,26 @@ def _anchor_request(edit: Ablate, spec: EditSpec) -> BankRequest:
     return BankRequest.of(edit, spec.seed, (edit.anchor,), edit.trajectories)
 
 
+def _examples(edit: Ablate, bank: Bank, rows: int, number: Mapping[str, int]) -> Tensor:
+    """(row, caption) pairs; those where the base says more for the caption than for the anchor, more often.
+
+    An image is decided upon while there is still much noise. Later it is seen in x_t, and caption and anchor
+    agree: such rows have little to teach. Each comes once, and once more for every mean difference there.
+    """
+    import torch
+
+    places = torch.arange(rows)
+    wanted = bank.take("cond", places)
+    found = []
+    for k, caption in enumerate(edit.captions):
+        apart = (bank.take(f"caption {k}", places) - wanted).square().mean(dim=(1, 2, 3))
+        times = 1 + (apart / apart.mean().clamp(min=1e-30)).long().clamp(max=MOST_OFTEN)
+        found.append(
+            torch.stack([places, torch.full_like(places, number[caption])], 1).repeat_interleave(times, 0)
+        )
+    return torch.cat(found)
+
+
 def _prior_batch(edit: Ablate) -> int:
     """Examples of the anchor a step; the empty prompt is in the keep term anyway."""
     return -(-edit.batch // 2) if edit.keep_weight and edit.anchor else 0
@@ -162,10 +190,11 @@ def _prior_batch(edit: Ablate) -> int:
 def _preparing_evals(
     edit: Ablate, keep: Sequence[BankRequest], spec: EditSpec, checkpoint: Checkpoint
 ) -> int:
-    """Evals before training, with nothing in the cache: all banks, and two predictions a row of the image."""
-    scheduler = checkpoint.config("scheduler")
+    """Evals before training with an empty cache: banks, two predictions a row of the image, captions."""
+    scheduler, anchor = checkpoint.config("scheduler"), _anchor_request(edit, spec)
     rows: int = edit.trajectories * min(edit.timesteps, scheduler.get("num_train_timesteps", 1000))
-    return sum(request.evals(scheduler) for request in (_anchor_request(edit, spec), *keep)) + 2 * rows
+    said = len(edit.captions) * (rows + anchor.rows(scheduler))
+    return sum(request.evals(scheduler) for request in (anchor, *keep)) + 2 * rows + said
 
 
 def _training_evals(edit: Ablate, keep: Sequence[BankRequest]) -> int:
