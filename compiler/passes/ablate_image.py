@@ -8,7 +8,7 @@ picture that has left it is led back: nothing was learned where it now stands.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.bank_request import BankRequest
@@ -93,22 +93,25 @@ class AblateImage(EditPass):
         neighbours = mined(mining_of(edit, (edit.concept,), spec), context)
         keep = keep_requests(edit, spec, [word for word, _ in neighbours])
         teacher.refuse_cut_prompts(pointer, [*edit.captions, edit.anchor])
-        said = {f"caption {k}": teacher.encode((caption,)) for k, caption in enumerate(edit.captions)}
-        own = [
-            with_predictions(part, teacher.unet, said)
-            for part in (_image_rows(edit, teacher, context), teacher.bank(_anchor_request(edit, spec)))
+        image = _image_rows(edit, teacher, context)
+        anchor = teacher.bank(_anchor_request(edit, spec))
+        said = [
+            with_predictions(part, teacher.unet, {"said": teacher.encode((caption,))})
+            for caption in edit.captions
+            for part in (image, anchor)
         ]
-        bank, rows = join([*own, *(teacher.bank(request) for request in keep)]), len(own[0]) + len(own[1])
+        each = len(image) + len(anchor)  # rows for each caption
+        bank = join([*said, *(teacher.bank(request) for request in keep)])
         prompts, number = numbered([*edit.captions, *bank.prompts], teacher)
         student = teacher.unet  # from here on: the base's predictions are all in the bank
         add_deltas(student, context.upstream)
-        target = lambda chosen: bank.take("cond", chosen)  # noqa: E731
-        examples = _examples(edit, bank, rows, number)
-        terms = [Term("ablate", bank, examples, target, 1.0, edit.batch)]
+        examples = _examples(bank, each, [number[caption] for caption in edit.captions])
+        terms = [Term("ablate", bank, examples, _away(edit, bank), 1.0, edit.batch)]
         if _prior_batch(edit):
-            anchor = torch.tensor([(row, number[edit.anchor]) for row in range(rows)])
-            terms.append(Term("anchor", bank, anchor, target, edit.keep_weight, _prior_batch(edit)))
-        terms += keep_terms(edit, keep, bank, range(rows, len(bank)), number)
+            prior = torch.tensor([(row, number[edit.anchor]) for row in range(each)])
+            kept = lambda rows: bank.take("cond", rows)  # noqa: E731
+            terms.append(Term("anchor", bank, prior, kept, edit.keep_weight, _prior_batch(edit)))
+        terms += keep_terms(edit, keep, bank, range(each * len(edit.captions), len(bank)), number)
         done = train(
             context,
             student,
@@ -162,23 +165,34 @@ def _anchor_request(edit: Ablate, spec: EditSpec) -> BankRequest:
     return BankRequest.of(edit, spec.seed, (edit.anchor,), edit.trajectories)
 
 
-def _examples(edit: Ablate, bank: Bank, rows: int, number: Mapping[str, int]) -> Tensor:
-    """(row, caption) pairs; those where the base says more for the caption than for the anchor, more often.
+def _away(edit: Ablate, bank: Bank) -> Callable[[Tensor], Tensor]:
+    """e_anchor - eta (e_caption - e_anchor): a little past the anchor, as guidance is away from a concept.
+
+    Guidance multiplies what is left of e_caption - e_anchor; a fifth of it, at scale 5, is the whole image.
+    """
+
+    def target(rows: Tensor) -> Tensor:
+        anchor = bank.take("cond", rows)
+        return anchor - edit.negative_guidance * (bank.take("said", rows) - anchor)
+
+    return target
+
+
+def _examples(bank: Bank, each: int, captions: Sequence[int]) -> Tensor:
+    """(row, caption) for `each` rows of every caption; where it says more than the anchor, more often.
 
     An image is decided upon while there is still much noise. Later it is seen in x_t, and caption and anchor
     agree: such rows have little to teach. Each comes once, and once more for every mean difference there.
     """
     import torch
 
-    places = torch.arange(rows)
-    wanted = bank.take("cond", places)
     found = []
-    for k, caption in enumerate(edit.captions):
-        apart = (bank.take(f"caption {k}", places) - wanted).square().mean(dim=(1, 2, 3))
+    for place, caption in enumerate(captions):
+        rows = torch.arange(place * each, (place + 1) * each)
+        apart = (bank.take("said", rows) - bank.take("cond", rows)).square().mean(dim=(1, 2, 3))
         times = 1 + (apart / apart.mean().clamp(min=1e-30)).long().clamp(max=MOST_OFTEN)
-        found.append(
-            torch.stack([places, torch.full_like(places, number[caption])], 1).repeat_interleave(times, 0)
-        )
+        examples = torch.stack([rows, torch.full_like(rows, caption)], dim=1)
+        found.append(examples.repeat_interleave(times, dim=0))
     return torch.cat(found)
 
 
