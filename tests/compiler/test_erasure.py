@@ -85,6 +85,16 @@ def test_the_first_word_of_a_compound_stays_where_it_is_preserved_by_name(
     assert moved("red", "star") == (False, True)
 
 
+def test_a_name_beside_what_is_preserved_goes_to_the_anchor_beside_it(text: TextEncoder) -> None:
+    spec = spec_of({"concept": "star", "anchor": "moon"}, preserve={"concepts": ["house", "ring"]})
+    columns = gather(text, erasures_of(spec), spec)
+    source, goal = text.encode(["a star beside a house", "a moon beside a house"]).double()
+    for position in (2, 5, 6):  # "star", "house" that has read it, EOS
+        distance, at = (columns.edited.T - source[position]).norm(dim=1).min(dim=0)
+        assert distance < 1e-4
+        torch.testing.assert_close(columns.anchors.T[at], goal[position], atol=1e-4, rtol=1e-4)
+
+
 def test_erased_words_are_neither_kept_nor_part_of_sentences(
     text: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

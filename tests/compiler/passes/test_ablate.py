@@ -13,6 +13,7 @@ from compiler.bank_request import BankRequest
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
 from compiler.device import choose
+from compiler.keep import keep_requests
 from compiler.passes import PassContext, PassResult
 from compiler.passes.ablate import AblateConcept, _own_request
 from compiler.passes.ablate_image import AblateImage, _away, _examples
@@ -244,6 +245,15 @@ def test_rows_where_a_caption_says_much_come_more_often_than_others_and_all_come
     examples = _examples(bank, 4, [7, 8]).tolist()
     assert [examples.count([row, 7]) for row in range(8)] == [2, 2, 2, 2, 0, 0, 0, 0]
     assert [examples.count([row, 8]) for row in range(8)] == [0, 0, 0, 0, 3, 2, 1, 1]
+
+
+def test_other_images_are_kept_by_their_captions_as_they_are_written(tmp_path: Path) -> None:
+    spec = _spec({**POSTER, "image": "poster.png", "preserve": ["the blue moon"]}, folder=tmp_path)
+    (edit,) = spec.edits
+    assert isinstance(edit, Ablate)
+    shared, own = keep_requests(edit, spec, ())
+    assert own.prompts == ("the blue moon",)
+    assert "a house" in shared.prompts
 
 
 def test_the_image_counts_by_its_pixels_and_must_be_there(base: Checkpoint, tmp_path: Path) -> None:
