@@ -14,7 +14,7 @@ SHOWN_AT = 20  # pixels of a canvas of 32 to which half a picture's middle, 16 b
 
 
 class Looks:
-    """Oracles' verdicts on a picture whole, or on each of its halves: what is seen in one is seen."""
+    """Oracles' verdicts on views of a picture, whole and halves: what is seen in one is seen."""
 
     def __init__(self, views: Sequence[Verdicts]) -> None:
         self.views = views
@@ -26,10 +26,6 @@ class Looks:
             for number in range(len(self.views[0].by_oracle))
         ]
         return np.all(seen, axis=0)
-
-    def flags(self, group: str, name: str) -> np.ndarray:
-        """Per picture: some oracle sees it in some view."""
-        return np.any([view.flags(group, name) for view in self.views], axis=0)
 
 
 def halves(images: np.ndarray) -> list[np.ndarray]:

@@ -72,8 +72,8 @@ def composed_request(edit: Erase, spec: EditSpec) -> BankRequest | None:
 
 
 def composed_batch(edit: Erase) -> int:
-    """Examples of composed prompts a step: half as many as of the concept's own; none without."""
-    return -(-edit.batch // 2) if edit.composed else 0
+    """Examples of composed prompts a step: as many as of the concept's own; none without."""
+    return edit.batch if edit.composed else 0
 
 
 def kept_requests(
