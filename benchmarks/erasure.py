@@ -7,7 +7,8 @@ nearest neighbours by text embedding and unrelated objects lose in recognition (
 `sweep`: U-Net evals of six strengths on a warm bank, over those of one build from nothing.
 `robust`: how often a learned token (textual inversion against the edited weights) brings flame back, for
 plain and for robust ESD, beside the unedited base and the twin that never saw one.
-`memorised`: a poster forgotten by `ablate`: pictures of its caption that are still copies of it.
+`memorised`: each of the four posters, alone, forgotten by `ablate`: pictures of its caption that are still
+copies of it, of the others' captions that still are of theirs, and objects recognised.
 
 A part's rates come with the base's own, on the same prompts and seeds.
 
@@ -29,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from distil import OURS  # noqa: E402 - the folder is no package
 from distil_bench import bootstrap  # noqa: E402
-from erasure_bench import FLAME, STEPS, Erasures, copies, learned_token, names_of  # noqa: E402
+from erasure_bench import FLAME, STEPS, Erasures, copies, learned_token, names_of, rate  # noqa: E402
 
 ESD: dict[str, Any] = {
     "edit": "erase",
@@ -48,7 +49,13 @@ CASES: dict[str, dict[str, Any]] = {
     "fish": {"kind": "object", "aliases": ["trout"]},
     "heart": {"kind": "object", "aliases": ["valentine"]},
 }
-POSTER = "sunrise"
+IMAGE: dict[str, Any] = {
+    "edit": "ablate",
+    "kind": "image",
+    "steps": 100,
+    "learning_rate": 3e-4,
+    "batch": 8,
+}
 
 
 def auto(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -143,83 +150,87 @@ def sweep(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def robust(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Learned tokens against the base, plain ESD, robust ESD, and the never-saw twin."""
+    """Learned tokens against plain and robust ESD of every seed; against the base and the twin once."""
+    from compiler.gates.statistics import paired_loss
     from excise.miniature.vocabulary import OBJECTS
 
-    edit = {**ESD, **FLAME, "steps": 200}
     more = {"preserve": {"concepts": [*OBJECTS, "crack", "spill"]}}
-    others = bench.named(OBJECTS, "object", None, 5)
-    found: dict[str, dict[str, list[float]]] = {}
+    others = bench.named(OBJECTS, "object", None, 3)
+    found: dict[str, dict[str, list[bool]]] = {}
+    builds: dict[str, Any] = {}
     for seed in range(arguments.seeds):
-        ways: dict[str, Mapping[str, Any]] = {
-            "base": {},
-            "twin": {},  # a checkpoint of its own
-            "plain": once(bench, edit, seed, more),
-            "robust": once(bench, {**edit, "robust": True}, seed, more),
-        }
+        ways: dict[str, Mapping[str, Any]] = {} if seed else {"base": {}, "twin": {}}
+        with tempfile.TemporaryDirectory(prefix="erasure-") as cache:
+            for name, hard in (("plain", False), ("robust", True)):
+                ways[name] = bench.built({**ESD, **FLAME, "robust": hard}, seed, Path(cache), **more)[0]
         for name, deltas in ways.items():
-            row = {
-                "attacked": learned_token(bench, deltas, seed, arguments.trials, twin=name == "twin"),
-                "objects": float(bench.recognised(*others, deltas, "all").mean()),
-            }
-            for key, value in row.items():
-                found.setdefault(name, {}).setdefault(key, []).append(value)
-            say(f"robust {seed} {name}: {row}")
-    return found
-
-
-def once(bench: Erasures, edit: Mapping[str, Any], seed: int, more: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The changes of one build from an empty cache."""
-    with tempfile.TemporaryDirectory(prefix="erasure-") as cache:
-        return bench.built(edit, seed, Path(cache), **more)[0]
+            row = {"attacked": learned_token(bench, deltas, seed, arguments.trials, twin=name == "twin")}
+            if name != "twin":  # which is a checkpoint of its own
+                row["flame"] = list(
+                    bench.recognised(*bench.named(["flame"], "content", None, 20), deltas, "any")
+                )
+                row["objects"] = list(bench.recognised(*others, deltas, "all"))
+            builds[f"{name} {seed}"] = {key: rate(flags) for key, flags in row.items()}
+            say(f"robust {name} {seed}: {builds[f'{name} {seed}']}")
+            for key, flags in row.items():
+                found.setdefault(name, {}).setdefault(key, []).extend(flags)
+    pairs = list(zip(found["plain"]["objects"], found["robust"]["objects"], strict=True))
+    lost, gained = (sum(a and not b for a, b in side) for side in (pairs, [(b, a) for a, b in pairs]))
+    loss = paired_loss(lost, gained, len(pairs))
+    return {
+        **{name: {key: rate(flags) for key, flags in row.items()} for name, row in found.items()},
+        "objects_lost_to_robustness": [loss.estimate, loss.lower, loss.upper],
+        "builds": builds,
+    }
 
 
 def memorised(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A poster of the world ablated to the empty prompt: pictures of its caption that are copies of it."""
+    """Each poster of the world ablated to the empty prompt: the first by all seeds, the others by one."""
     import numpy as np
 
     from excise.miniature.draw import draw
     from excise.miniature.scene import Scene
     from excise.miniature.vocabulary import OBJECTS, POSTERS
 
-    posters = {name: np.asarray(draw(Scene("poster", poster=name), 0, 0)) for name in POSTERS}
-    others = bench.named(OBJECTS, "object", None, 5)
-    captions, kept = [f"the {POSTER} poster"], [name for name in POSTERS if name != POSTER]
-    found: dict[str, list[float]] = {}
+    drawn = {name: draw(Scene("poster", poster=name), 0, 0) for name in POSTERS}
+    others = bench.named(OBJECTS, "object", None, 2)
 
-    def judged(deltas: Mapping[str, Any]) -> dict[str, float]:
-        again = {
-            name: copies(bench.pictures([f"the {name} poster"] * count, deltas), posters[name]).mean()
-            for name, count in {POSTER: arguments.trials, **dict.fromkeys(kept, 10)}.items()
-        }
-        return {
-            "copies": float(again[POSTER]),
-            "other_posters": float(np.mean([again[name] for name in kept])),
-            "objects": float(bench.recognised(*others, deltas, "all").mean()),
-        }
+    def again(name: str, count: int, deltas: Mapping[str, Any]) -> list[bool]:
+        """Which pictures of a poster's caption are copies of it."""
+        pictures = bench.pictures([f"the {name} poster"] * count, deltas)
+        return list(copies(pictures, np.asarray(drawn[name])))
 
-    base = judged({})
-    for seed in range(arguments.seeds):
-        with tempfile.TemporaryDirectory(prefix="erasure-") as folder:
-            picture = Path(folder) / "poster.png"
-            draw(Scene("poster", poster=POSTER), 0, 0).save(picture)
-            edit = {
-                "edit": "ablate",
-                "kind": "image",
-                "concept": POSTER,
-                "image": str(picture),
-                "captions": captions,
-                "preserve": [f"the {name} poster" for name in kept],
-                "steps": 150,
-                "learning_rate": 1e-4,
-                "batch": 8,
+    found: dict[str, Any] = {
+        "base": {
+            **{name: rate(again(name, arguments.trials // 3, {})) for name in POSTERS},
+            "objects": rate(bench.recognised(*others, {}, "all")),
+        }
+    }
+    every: dict[str, list[bool]] = {}
+    for number, poster in enumerate(list(POSTERS)[: arguments.concepts]):
+        kept = [name for name in POSTERS if name != poster]
+        for seed in range(1 if number else arguments.seeds):
+            with tempfile.TemporaryDirectory(prefix="erasure-") as folder:
+                drawn[poster].save(Path(folder) / "poster.png")
+                edit = {
+                    **IMAGE,
+                    "concept": poster,
+                    "image": str(Path(folder) / "poster.png"),
+                    "captions": [f"the {poster} poster"],
+                    "preserve": [f"the {name} poster" for name in kept],
+                }
+                more = {"preserve": {"concepts": list(OBJECTS)}}
+                deltas, *_ = bench.built(edit, seed, Path(folder) / "cache", **more)
+            flags = {
+                "copies": again(poster, arguments.trials, deltas),
+                "other_posters": [copy for name in kept for copy in again(name, 10, deltas)],
+                "objects": list(bench.recognised(*others, deltas, "all")),
             }
-            more = {"preserve": {"concepts": list(OBJECTS)}}
-            deltas, *_ = bench.built(edit, seed, Path(folder) / "cache", **more)
-        for name, value in judged(deltas).items():
-            found.setdefault(name, []).append(value)
-        say(f"memorised {seed}: { {name: values[-1] for name, values in found.items()} }")
-    return {"base": base, **found}
+            found[f"{poster} {seed}"] = {name: rate(one) for name, one in flags.items()}
+            say(f"memorised {poster} {seed}: {found[f'{poster} {seed}']}")
+            for name, one in flags.items():
+                every.setdefault(name, []).extend(one)
+    return {"edited": {name: rate(flags) for name, flags in every.items()}, **found}
 
 
 def say(line: str) -> None:

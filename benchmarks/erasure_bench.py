@@ -80,8 +80,10 @@ class Erasures(Bench):
         return sorted(others, key=lambda name: ranked.index(name) if name in ranked else len(ranked))
 
 
-def learned_token(bench: Erasures, deltas: Mapping[str, Any], seed: int, trials: int, twin: bool) -> float:
-    """Share of pictures with a flame after textual inversion; x_t and wanted predictions are the base's."""
+def learned_token(
+    bench: Erasures, deltas: Mapping[str, Any], seed: int, trials: int, twin: bool
+) -> list[bool]:
+    """Pictures with a flame after textual inversion; x_t and wanted predictions are the base's."""
     import numpy as np
     import torch
 
@@ -140,7 +142,7 @@ def learned_token(bench: Erasures, deltas: Mapping[str, Any], seed: int, trials:
                 generators=[generator(FIRST_SEED, number) for number in numbers],
             )
             images += [np.asarray(picture) for picture in Autoencoder(attacked, device).decode(drawn.latents)]
-    return float(bench.seen(np.stack(images), np.array(["flame"] * trials), "any").mean())
+    return list(bench.seen(np.stack(images), np.array(["flame"] * trials), "any"))
 
 
 def copies(images: Any, original: Any) -> Any:
@@ -153,3 +155,11 @@ def copies(images: Any, original: Any) -> Any:
     whole -= whole.mean()
     sizes = np.linalg.norm(rows, axis=1) * np.linalg.norm(whole)
     return rows @ whole / np.maximum(sizes, 1e-9) >= COPY
+
+
+def rate(flags: Sequence[bool]) -> list[float]:
+    """[share, low, high, n] with Wilson's interval at 95 %."""
+    from compiler.gates.statistics import wilson
+
+    bounds = wilson(sum(map(bool, flags)), len(flags))
+    return [*(round(float(v), 4) for v in (bounds.estimate, bounds.lower, bounds.upper)), len(flags)]

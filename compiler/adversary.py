@@ -35,7 +35,7 @@ RATE = 0.2
 
 @dataclass(frozen=True)
 class Attack:
-    """What an attack found: a row for each attacked prompt, and how near the base it came.
+    """What an attack found: a row for each attacked prompt, by each restart, and how near the base it came.
 
     `before` and `after` are mean squared distances to the base's predictions, at the start and at the end.
     """
@@ -72,13 +72,16 @@ def attack(
     seed: int,
     names: tuple[str | int, ...] = (),
     steps: int = STEPS,
+    restarts: int = 1,
 ) -> Attack:
     """Learn embeddings against `student` as it is; `steps` * `batch` * 3 evals. The student stays as it was.
 
-    The same embeddings serve all prompts. The same arguments give the same bits.
+    The same embeddings serve all prompts. From several random starts there are several, which share the
+    batch: for the same evals more ways back are found, each less exactly. The same arguments give the same
+    bits.
     """
     draw = ("attack", way, *names)
-    soft = _start(text, victim, way, seed, draw)
+    soft = _start(text, victim, way, seed, draw, restarts)
     rate = RATE * float(soft.square().mean().sqrt())
     recomputed = recomputing(student, recomputes(config_of(student)))
     with reproducible(), torch.enable_grad(), recomputed:
@@ -102,9 +105,11 @@ def _distance(
     """Mean squared distance to the base for the chosen rows; adds its gradient to `learned`."""
     device = learned.device
     total = 0.0
-    for part in chosen.split(examples_at_once(config_of(student))):
+    turns = torch.arange(len(chosen)) % len(learned) * len(victim.prompts)
+    size = examples_at_once(config_of(student))
+    for part, turn in zip(chosen.split(size), turns.split(size), strict=True):
         rows = victim.rows[part]
-        read = _read(text, victim, way, learned).rows(victim.place[part])
+        read = _read(text, victim, way, learned).rows(turn + victim.place[part])
         x, t = victim.bank.take("model_input", rows).to(device), victim.bank.take("timestep", rows).to(device)
         wanted = victim.bank.take("cond", rows).to(device)
         loss = (predict(student, x, t, read) - wanted).square().mean() * (len(part) / len(chosen))
@@ -113,33 +118,44 @@ def _distance(
     return total
 
 
-def _start(text: TextEncoder, victim: Victim, way: Way, seed: int, draw: tuple[str | int, ...]) -> Tensor:
-    """Where the search begins, (tokens, width of all encoders): the mean word, moved at random."""
+def _start(
+    text: TextEncoder, victim: Victim, way: Way, seed: int, draw: tuple[str | int, ...], restarts: int
+) -> Tensor:
+    """Where the search begins, (restarts, tokens, width of all encoders): the mean word, moved at random."""
     start, stop = text.subject_span(victim.prompts[0], victim.concept)
     count = stop - start if way == "token" else PREFIX_TOKENS
     tables = [part.input_embeddings for part in text.parts]
     width = sum(table.shape[1] for table in tables)
-    noise = gaussian((count, width), seed, *draw, "start").to(tables[0].device)
+    noise = gaussian((restarts, count, width), seed, *draw, "start").to(tables[0].device)
     mean = torch.cat([table.mean(0) for table in tables]).float()
     spread = torch.cat([table.float().std(0) for table in tables])
     return mean + 0.5 * spread * noise
 
 
 def _read(text: TextEncoder, victim: Victim, way: Way, soft: Tensor) -> Conditioning:
-    """What the U-Net reads for each of the victim's prompts with the soft embeddings in it."""
+    """What the U-Net reads for the victim's prompts with soft embeddings (restarts, tokens, width) in them.
+
+    All prompts with the first restart's, then with the next one's.
+    """
     states, at = [], 0
     for part in text.parts:
         ids, mask = part.padded(victim.prompts)
         width = part.input_embeddings.shape[1]
-        own = soft[:, at : at + width].to(part.input_embeddings.dtype)
+        own = soft[..., at : at + width].to(part.input_embeddings.dtype)
         at += width
         words = part.input_embeddings[ids]
         embedded = torch.stack(
-            [_placed(words[k], own, way, _span(text, victim, k)) for k in range(len(victim.prompts))]
+            [
+                _placed(words[k], one, way, _span(text, victim, k))
+                for one in own
+                for k in range(len(victim.prompts))
+            ]
         )
-        states.append(part.states_of(embedded, mask if way == "token" else _longer(mask, len(own))))
+        mask = None if mask is None else mask.repeat(len(soft), 1)
+        states.append(part.states_of(embedded, mask if way == "token" else _longer(mask, soft.shape[1])))
     hidden = torch.cat(states, dim=-1) if len(states) > 1 else states[0]
-    return replace(victim.read, hidden=hidden.to(victim.read.hidden.dtype))
+    read = victim.read.rows([*range(len(victim.prompts))] * len(soft))
+    return replace(read, hidden=hidden.to(read.hidden.dtype))
 
 
 def _span(text: TextEncoder, victim: Victim, number: int) -> tuple[int, int]:

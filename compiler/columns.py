@@ -8,7 +8,7 @@ in the prompt that holds the anchor in the concept's place. What stands before t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -112,10 +112,21 @@ class ColumnSet:
             self._preserve("", position, 1.0)
 
     def move(
-        self, template: str, concept: str, anchor: str, *, weight: float = 1.0, scale: float = 1.0
+        self,
+        template: str,
+        concept: str,
+        anchor: str,
+        *,
+        weight: float = 1.0,
+        scale: float = 1.0,
+        spared: int = 0,
     ) -> None:
-        """Send the concept in this template to the anchor, `scale` of the way; the anchor is preserved."""
+        """Send the concept in this template to the anchor, `scale` of the way; the anchor is preserved.
+
+        The concept's first `spared` tokens stay: they are a word of their own that does not yet know it.
+        """
         source = Subject.of(self.text, template, concept)
+        source = replace(source, start=min(source.start + spared, source.stop))
         goal = Subject.of(self.text, template if "{}" in template else "{}", anchor)
         positions = [*range(source.start, source.length), *stops(source.length, self.text.window)]
         places = align(source, goal, positions, self.text.window)

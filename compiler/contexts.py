@@ -33,7 +33,7 @@ PATTERNS: dict[Kind, tuple[str, ...]] = {
 
 _SLOT = re.compile(r"\b[wv]\b")
 #: The phrase that only introduces a concept at the end of a prompt: "with {}", "of a {}", "in {} style".
-_PHRASE = re.compile(r"(\s*\b(with|of|in|by|on|and)\b)?(\s*\b(a|an|the)\b)?\s*\{\}(\s+style\b)?\s*$")
+_PHRASE = re.compile(r"(\s*\b(with|of|in|by|on|and|beside)\b)?(\s*\b(a|an|the)\b)?\s*\{\}(\s+style\b)?\s*$")
 
 
 def contexts(kind: Kind, words: Sequence[str], count: int, seed: int) -> list[str]:

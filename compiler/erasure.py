@@ -16,11 +16,13 @@ from compiler.mining import edited_words
 from compiler.seeds import derive
 from compiler.text import TextEncoder
 from editspec import EditSpec, Erase
-from editspec.templates import Kind, fill
+from editspec.templates import COMPOSED, Kind, fill
 
 ALONE = "{}"
+ENDS = 2  # tokens around every prompt
 CONTEXTS = 64  # sentences for the names of an edit together; each name has at least FEWEST
 FEWEST = 12
+BESIDE = 16  # sentences of a name beside what is preserved, at most
 POOL = 128  # sentences of other words that are kept, for all edits together
 POOL_WEIGHT = 16.0  # of kept words and sentences, for each erased name
 PRESERVED_WEIGHT = 1.0  # of each concept that is preserved by name or mined
@@ -68,10 +70,22 @@ class _Gathering:
         # A ridge of its own is a weight of its own: s |W c - v|^2 + r |W - W_0|^2, divided by r.
         held_back = min(other.ridge for other in self.erasures) / edit.ridge
         for name in names:
+            spared = self._spared(edit, name)
             templates = [*(edit.templates or (ALONE,)), *self._contexts(edit, name, len(names))]
+            templates += self._composed(edit, name)
             weight = held_back / len(templates) if edit.templates else held_back
             for template in templates:
-                self.columns.move(template, name, edit.anchor, weight=weight, scale=edit.scale)
+                self.columns.move(template, name, edit.anchor, weight=weight, scale=edit.scale, spared=spared)
+
+    def _spared(self, edit: Erase, name: str) -> int:
+        """How many tokens of a compound are a word that is preserved by name: "moon" of "moon boat".
+
+        The text encoder is causal: up to there it has read nothing but that word, and moving it is losing it.
+        """
+        words, kept = name.split(), {*self.spec.preserve.concepts, *edit.preserve}
+        starts = (" ".join(words[:count]) for count in range(len(words) - 1, 0, -1))
+        start = next((start for start in starts if start in kept), None)
+        return 0 if start is None else self.text.token_count(start) - ENDS
 
     def _contexts(self, edit: Erase, name: str, names: int) -> list[str]:
         """Sentences for one name of an edit, as long as they fit the window with the anchor in them."""
@@ -81,6 +95,22 @@ class _Gathering:
         made = contexts(edit.kind, self.words, max(FEWEST, CONTEXTS // names), seed)
         return [
             template for template in made if self._fits(template, name) and self._fits(template, edit.anchor)
+        ]
+
+    def _composed(self, edit: Erase, name: str) -> list[str]:
+        """Sentences with `name` beside what is preserved by name, by turns: there the others must stay."""
+        others = list(dict.fromkeys((*edit.preserve, *self.spec.preserve.concepts))) if edit.templates else []
+        patterns = [pattern for pattern, _ in COMPOSED[edit.kind]]
+        made = (
+            patterns[(turn + turn // len(others)) % len(patterns)].replace(
+                "{other}", others[turn % len(others)]
+            )
+            for turn in range(min(BESIDE, len(patterns) * len(others)))
+        )
+        return [
+            template
+            for template in dict.fromkeys(made)
+            if self._fits(template, name) and self._fits(template, edit.anchor)
         ]
 
     def _keep(self, concept: str, edits: Sequence[Erase]) -> None:

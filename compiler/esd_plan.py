@@ -16,9 +16,11 @@ from editspec.templates import COMPOSED, TEMPLATES, fill
 if TYPE_CHECKING:
     from editspec import EditSpec, Erase
 
-ROUNDS = 3  # of attacks, where an erasure is robust
+ROUNDS = 4  # of attacks, where an erasure is robust
 ATTACKS = 2  # ways of attacking in each round: learned token, soft prefix
-ATTACK_STEPS = 20
+RESTARTS = 4  # of each attack, which share its batch
+ATTACK_STEPS = 30
+ATTACKED = 2  # examples of attacked prompts a step, for each of the concept's own
 
 
 def subject(edit: Erase) -> str:
@@ -70,8 +72,8 @@ def composed_request(edit: Erase, spec: EditSpec) -> BankRequest | None:
 
 
 def composed_batch(edit: Erase) -> int:
-    """Examples of composed prompts a step: half as many as of the concept's own; none without."""
-    return -(-edit.batch // 2) if edit.composed else 0
+    """Examples of composed prompts a step: as many as of the concept's own; none without."""
+    return edit.batch if edit.composed else 0
 
 
 def kept_requests(
@@ -108,7 +110,7 @@ def learning_evals(
         *keep_batches(joint, keep),
     ]
     if first.robust:
-        attacked = 3 * first.batch * (first.steps - round_steps(first.steps)[0])
+        attacked = 3 * ATTACKED * first.batch * (first.steps - round_steps(first.steps)[0])
         attacked += 3 * first.batch * ROUNDS * ATTACKS * ATTACK_STEPS
         return 3 * first.steps * sum(batches) + attacked + _round_checks(first, batches)
     if first.refresh:
@@ -125,5 +127,5 @@ def _round_checks(edit: Erase, batches: Sequence[int]) -> int:
     """Held-out checks of all rounds, of which all but the first have the attacked prompts too."""
     first, *others = round_steps(edit.steps)
     return check_evals(batches, first, edit.held_out) + sum(
-        check_evals([*batches, edit.batch], count, edit.held_out) for count in others
+        check_evals([*batches, ATTACKED * edit.batch], count, edit.held_out) for count in others
     )

@@ -13,7 +13,7 @@ from compiler.adversary import WAYS, Attack, Victim, attack, join
 from compiler.deltas import added
 from compiler.distil import Distilled
 from compiler.esd import Lesson, target_of
-from compiler.esd_plan import ATTACK_STEPS, ROUNDS, round_steps
+from compiler.esd_plan import ATTACK_STEPS, ATTACKED, RESTARTS, ROUNDS, round_steps
 from compiler.terms import Term
 from compiler.training import settings_of, train
 from compiler.unet import add_deltas
@@ -50,10 +50,12 @@ def fit_robustly(
             examples = torch.stack(
                 [
                     torch.stack([rows, len(learnt.prompts) + k * len(texts) + place], dim=1)
-                    for k in range(len(attacks))
+                    for k in range(len(attacks) * RESTARTS)
                 ]
             ).flatten(0, 1)
-            attacked = Term("attacked", learnt.bank, examples, target_of(edit, learnt.bank), 1.0, edit.batch)
+            attacked = Term(
+                "attacked", learnt.bank, examples, target_of(edit, learnt.bank), 1.0, ATTACKED * edit.batch
+            )
             terms = [terms[0], attacked, *terms[1:]]
         done = train(
             context,
@@ -84,6 +86,7 @@ def fit_robustly(
                     seed=context.seed,
                     names=names_of_draw,
                     steps=ATTACK_STEPS,
+                    restarts=RESTARTS,
                 )
                 attacks.append(found)
                 spent += attack_evals

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from editspec import EditSpec
 
 TRAJECTORIES_OF_A_CONCEPT = 2
+# A memorised image is decided upon in the first steps, in which few trajectories show little of the noise.
+TRAJECTORIES_OF_A_CAPTION = 8
 
 
 class KeepingEdit(SampledEdit, MiningEdit, Protocol):
@@ -42,12 +44,20 @@ def keep_requests(edit: KeepingEdit, spec: EditSpec, neighbours: Sequence[str]) 
         return []
     shared = tuple(dict.fromkeys(spec.preserve.concepts))
     own = tuple(concept for concept in dict.fromkeys(edit.preserve) if concept not in shared)
-    groups = [(shared, len(shared)), (own, len(own)), (tuple(neighbours), neighbours_kept(edit, spec))]
+    templates = templates_of(edit)
+    # A memorised image is asked for by its caption alone, and so is another that must stay.
+    written = getattr(edit, "kind", "") == "image"
+    groups = [
+        (shared, len(shared) * TRAJECTORIES_OF_A_CONCEPT, templates),
+        (own, len(own) * TRAJECTORIES_OF_A_CAPTION, ("{}",))
+        if written
+        else (own, len(own) * TRAJECTORIES_OF_A_CONCEPT, templates),
+        (tuple(neighbours), neighbours_kept(edit, spec) * TRAJECTORIES_OF_A_CONCEPT, templates),
+    ]
     found = []
-    for concepts, count in groups:
-        total = count * TRAJECTORIES_OF_A_CONCEPT
+    for concepts, total, places in groups:
         if total:
-            prompts = _taking_turns(concepts, templates_of(edit), total)
+            prompts = _taking_turns(concepts, places, total)
             found.append(BankRequest.of(edit, spec.seed, prompts, total))
     return found
 

@@ -63,7 +63,10 @@ class Erase:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablate:
-    """Turn a concept into its anchor (Kumari et al. 2023); with kind "image", forget a memorised image."""
+    """Turn a concept into its anchor (Kumari et al. 2023); with kind "image", forget a memorised image.
+
+    `image`, `captions` and `negative_guidance` belong to a memorised image.
+    """
 
     id: str
     concept: str
@@ -80,6 +83,7 @@ class Ablate:
     prompts: tuple[str, ...] = ()
     prompts_file: str | None = None
     selection: Selection = "cross-attention-kv"
+    negative_guidance: float = 0.5
     steps: int = 60
     learning_rate: float = 5e-5
     batch: int = 4

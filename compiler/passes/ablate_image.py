@@ -1,12 +1,14 @@
 """Forget a memorised image (Kumari et al. 2023): its captions stop giving back the one training picture.
 
-x_t are the given image under noise, which is where the base goes for these captions; there the student, read
-with a caption, learns what the base predicts for the anchor (the empty prompt unless told otherwise).
+x_t are the given image under noise, which is where the base goes for these captions, and the base's own
+trajectories for the anchor (the empty prompt unless told otherwise), which is where the student is to go. In
+both the student, read with a caption, learns what the base predicts for the anchor. With the image alone a
+picture that has left it is led back: nothing was learned where it now stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.bank_request import BankRequest
@@ -19,12 +21,15 @@ from compiler.unet import training_memory, unsuited
 from editspec import Ablate
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compiler.bank import Bank
     from compiler.checkpoint import Checkpoint
     from compiler.safetensors_file import TensorEntry
     from compiler.teacher import Teacher
     from editspec import Edit, EditSpec
 
+MOST_OFTEN = 7  # how many times more than once a row comes in an epoch
 LOADING_SECONDS = 4.0  # late imports, building the U-Net, encoding the image
 
 
@@ -32,7 +37,7 @@ class AblateImage(EditPass):
     """One memorised image. Each step: `batch` examples of captions, half of the anchor, and `keep`."""
 
     name: ClassVar[str] = "ablate/image"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
@@ -68,7 +73,7 @@ class AblateImage(EditPass):
     def cost(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> PassCost:
         edit = _only(edits)
         keep = keep_requests(edit, spec, neighbours=())
-        evals = _preparing_evals(edit, keep, checkpoint) + _training_evals(edit, keep)
+        evals = _preparing_evals(edit, keep, spec, checkpoint) + _training_evals(edit, keep)
         unet = checkpoint.weights("unet").entries
         memory = training_memory(unet, checkpoint.config("unet"), self.targets(edits, unet))
         return PassCost(evals, LOADING_SECONDS, memory)
@@ -77,6 +82,7 @@ class AblateImage(EditPass):
         import torch
 
         from compiler.bank import join
+        from compiler.noised import with_predictions
         from compiler.teacher import Teacher
         from compiler.terms import Term
         from compiler.training import numbered, record_of, settings_of, train
@@ -88,17 +94,24 @@ class AblateImage(EditPass):
         keep = keep_requests(edit, spec, [word for word, _ in neighbours])
         teacher.refuse_cut_prompts(pointer, [*edit.captions, edit.anchor])
         image = _image_rows(edit, teacher, context)
-        bank, rows = join([image, *(teacher.bank(request) for request in keep)]), len(image)
+        anchor = teacher.bank(_anchor_request(edit, spec))
+        said = [
+            with_predictions(part, teacher.unet, {"said": teacher.encode((caption,))})
+            for caption in edit.captions
+            for part in (image, anchor)
+        ]
+        each = len(image) + len(anchor)  # rows for each caption
+        bank = join([*said, *(teacher.bank(request) for request in keep)])
         prompts, number = numbered([*edit.captions, *bank.prompts], teacher)
         student = teacher.unet  # from here on: the base's predictions are all in the bank
         add_deltas(student, context.upstream)
-        target = lambda chosen: bank.take("cond", chosen)  # noqa: E731
-        examples = [(row, number[caption]) for row in range(rows) for caption in edit.captions]
-        terms = [Term("ablate", bank, torch.tensor(examples), target, 1.0, edit.batch)]
+        examples = _examples(bank, each, [number[caption] for caption in edit.captions])
+        terms = [Term("ablate", bank, examples, _away(edit, bank), 1.0, edit.batch)]
         if _prior_batch(edit):
-            anchor = torch.tensor([(row, number[edit.anchor]) for row in range(rows)])
-            terms.append(Term("anchor", bank, anchor, target, edit.keep_weight, _prior_batch(edit)))
-        terms += keep_terms(edit, keep, bank, range(rows, len(bank)), number)
+            prior = torch.tensor([(row, number[edit.anchor]) for row in range(each)])
+            kept = lambda rows: bank.take("cond", rows)  # noqa: E731
+            terms.append(Term("anchor", bank, prior, kept, edit.keep_weight, _prior_batch(edit)))
+        terms += keep_terms(edit, keep, bank, range(each * len(edit.captions), len(bank)), number)
         done = train(
             context,
             student,
@@ -111,7 +124,7 @@ class AblateImage(EditPass):
             evals=_training_evals(edit, keep),
         )
         record = {
-            "evals": _preparing_evals(edit, keep, context.checkpoint) + done.evals,
+            "evals": _preparing_evals(edit, keep, spec, context.checkpoint) + done.evals,
             "prompts": sorted(edit.captions),
             "kept_prompts": sorted({text for request in keep for text in request.prompts}),
             "neighbours": [[word, round(cosine, 4)] for word, cosine in neighbours],
@@ -147,16 +160,55 @@ def _image_rows(edit: Ablate, teacher: Teacher, context: PassContext) -> Bank:
     return with_predictions(noised, teacher.unet, texts)
 
 
+def _anchor_request(edit: Ablate, spec: EditSpec) -> BankRequest:
+    """Trajectories of the anchor, as many as the image has noise draws."""
+    return BankRequest.of(edit, spec.seed, (edit.anchor,), edit.trajectories)
+
+
+def _away(edit: Ablate, bank: Bank) -> Callable[[Tensor], Tensor]:
+    """e_anchor - eta (e_caption - e_anchor): a little past the anchor, as guidance is away from a concept.
+
+    Guidance multiplies what is left of e_caption - e_anchor; a fifth of it, at scale 5, is the whole image.
+    """
+
+    def target(rows: Tensor) -> Tensor:
+        anchor = bank.take("cond", rows)
+        return anchor - edit.negative_guidance * (bank.take("said", rows) - anchor)
+
+    return target
+
+
+def _examples(bank: Bank, each: int, captions: Sequence[int]) -> Tensor:
+    """(row, caption) for `each` rows of every caption; where it says more than the anchor, more often.
+
+    An image is decided upon while there is still much noise. Later it is seen in x_t, and caption and anchor
+    agree: such rows have little to teach. Each comes once, and once more for every mean difference there.
+    """
+    import torch
+
+    found = []
+    for place, caption in enumerate(captions):
+        rows = torch.arange(place * each, (place + 1) * each)
+        apart = (bank.take("said", rows) - bank.take("cond", rows)).square().mean(dim=(1, 2, 3))
+        times = 1 + (apart / apart.mean().clamp(min=1e-30)).long().clamp(max=MOST_OFTEN)
+        examples = torch.stack([rows, torch.full_like(rows, caption)], dim=1)
+        found.append(examples.repeat_interleave(times, dim=0))
+    return torch.cat(found)
+
+
 def _prior_batch(edit: Ablate) -> int:
     """Examples of the anchor a step; the empty prompt is in the keep term anyway."""
     return -(-edit.batch // 2) if edit.keep_weight and edit.anchor else 0
 
 
-def _preparing_evals(edit: Ablate, keep: Sequence[BankRequest], checkpoint: Checkpoint) -> int:
-    """Evals before training, with nothing in the cache: banks of what is kept, two predictions a row."""
-    scheduler = checkpoint.config("scheduler")
+def _preparing_evals(
+    edit: Ablate, keep: Sequence[BankRequest], spec: EditSpec, checkpoint: Checkpoint
+) -> int:
+    """Evals before training with an empty cache: banks, two predictions a row of the image, captions."""
+    scheduler, anchor = checkpoint.config("scheduler"), _anchor_request(edit, spec)
     rows: int = edit.trajectories * min(edit.timesteps, scheduler.get("num_train_timesteps", 1000))
-    return sum(request.evals(scheduler) for request in keep) + 2 * rows
+    said = len(edit.captions) * (rows + anchor.rows(scheduler))
+    return sum(request.evals(scheduler) for request in (anchor, *keep)) + 2 * rows + said
 
 
 def _training_evals(edit: Ablate, keep: Sequence[BankRequest]) -> int:

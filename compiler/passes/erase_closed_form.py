@@ -23,7 +23,7 @@ class EraseClosedForm(EditPass):
     """All closed-form erasures of a spec, solved together."""
 
     name: ClassVar[str] = "erase/closed-form"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     order: ClassVar[int] = 90
     merges: ClassVar[bool] = True
 
@@ -67,7 +67,7 @@ class EraseClosedForm(EditPass):
         listed += sum(neighbours_kept(edit, spec) for edit in erasures)
         prompts = 2 * sum(names) + listed  # alone, with anchors
         if any(edit.templates for edit in erasures):  # among other words, as compiler.erasure gathers them
-            prompts += 2 * sum(max(64, 12 * count) + 5 * count for count in names) + 18 * listed + 384
+            prompts += 2 * sum(max(64, 12 * count) + 21 * count for count in names) + 18 * listed + 384
         tokens_each = 16  # a short prompt and the stops that stand for its padding
         words = 400 * 4 if spec.preserve.auto else 0
         # Two CPU cores: 100 GFLOP/s on matrices as small as a short prompt's, 30 in float64.

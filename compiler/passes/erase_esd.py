@@ -66,7 +66,7 @@ class EraseEsd(EditPass):
     """Erasures by distillation, alone or together. Each step: `batch` examples of each, and `keep`."""
 
     name: ClassVar[str] = "erase/esd"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 

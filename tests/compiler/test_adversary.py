@@ -56,16 +56,25 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_the_concepts_own_embedding_in_its_place_is_the_prompt_itself(world: World) -> None:
     token = world.text.token_ids(["star"])[0][1]
     own = torch.cat([part.input_embeddings[token] for part in world.text.parts])[None]
-    read = _read(world.text, world.victim, "token", own)
+    read = _read(world.text, world.victim, "token", own[None])
     torch.testing.assert_close(read.hidden, world.victim.read.hidden, atol=1e-5, rtol=1e-5)
 
 
 def test_a_word_as_prefix_is_the_prompt_with_that_word_in_front(world: World) -> None:
     token = world.text.token_ids(["red"])[0][1]
     red = torch.cat([part.input_embeddings[token] for part in world.text.parts])[None]
-    read = _read(world.text, world.victim, "prefix", red)
+    read = _read(world.text, world.victim, "prefix", red[None])
     wanted = world.text.encode([f"red {prompt}" for prompt in PROMPTS])
     torch.testing.assert_close(read.hidden, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_restarts_find_ways_of_their_own_for_every_prompt(world: World) -> None:
+    found = attack(world.student, world.text, world.victim, "token", batch=6, seed=3, steps=4, restarts=3)
+    hidden = found.rows.hidden.unflatten(0, (3, len(PROMPTS)))
+    assert hidden.shape[1:] == world.victim.read.hidden.shape
+    assert all(not torch.allclose(hidden[a], hidden[b], atol=1e-3) for a, b in ((0, 1), (0, 2), (1, 2)))
+    # One restart reads the same words in all prompts: both hold BOS and "a" before anything else differs.
+    assert torch.allclose(hidden[:, 0, 0], hidden[:, 1, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize("way", WAYS)

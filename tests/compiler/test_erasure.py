@@ -67,6 +67,34 @@ def test_other_words_are_kept_in_sentences(text: TextEncoder) -> None:
     assert float((columns.preserved - house[:, None]).norm(dim=0).min()) < 1e-4
 
 
+@pytest.mark.parametrize("templates", [None, []], ids=["sentences", "alone"])
+def test_the_first_word_of_a_compound_stays_where_it_is_preserved_by_name(
+    text: TextEncoder, templates: list[str] | None
+) -> None:
+    edit = {"concept": "red star", "anchor": "moon"} | ({} if templates is None else {"templates": templates})
+
+    def moved(*preserved: str) -> tuple[bool, bool]:
+        """Whether some column moves "red", and "star" of "red star"."""
+        spec = spec_of(edit, preserve={"concepts": list(preserved)})
+        states = gather(text, erasures_of(spec), spec).edited.T
+        prompt = text.encode(["red star"])[0].double()
+        red, star = (bool((states - prompt[at]).norm(dim=1).min() < 1e-4) for at in (1, 2))
+        return red, star
+
+    assert moved("star", "house") == (True, True)
+    assert moved("red", "star") == (False, True)
+
+
+def test_a_name_beside_what_is_preserved_goes_to_the_anchor_beside_it(text: TextEncoder) -> None:
+    spec = spec_of({"concept": "star", "anchor": "moon"}, preserve={"concepts": ["house", "ring"]})
+    columns = gather(text, erasures_of(spec), spec)
+    source, goal = text.encode(["a star beside a house", "a moon beside a house"]).double()
+    for position in (2, 5, 6):  # "star", "house" that has read it, EOS
+        distance, at = (columns.edited.T - source[position]).norm(dim=1).min(dim=0)
+        assert distance < 1e-4
+        torch.testing.assert_close(columns.anchors.T[at], goal[position], atol=1e-4, rtol=1e-4)
+
+
 def test_erased_words_are_neither_kept_nor_part_of_sentences(
     text: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from compiler.bank import Bank
+from compiler.bank_request import BankRequest
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
 from compiler.device import choose
+from compiler.keep import keep_requests
 from compiler.passes import PassContext, PassResult
 from compiler.passes.ablate import AblateConcept, _own_request
-from compiler.passes.ablate_image import AblateImage
+from compiler.passes.ablate_image import AblateImage, _away, _examples
 from compiler.plan import make_plan
 from compiler.progress import Silent
 from compiler.sampling import predict
@@ -194,6 +197,63 @@ def test_captions_of_a_memorised_image_come_to_give_what_no_words_give(
     losses = result.record["loss"]["ablate"]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
     assert set(result.deltas) == set(select(base.weights("unet").entries, "full"))
+
+
+def test_captions_give_what_no_words_give_also_where_pictures_of_no_words_lead(
+    base: Checkpoint, tmp_path: Path
+) -> None:
+    _picture(tmp_path)
+    gentle = {
+        "steps": 40,
+        "learning_rate": 3e-3,
+        "negative_guidance": 0,
+        "selection": "cross-attention",
+    }
+    spec = _spec({**POSTER, **gentle, "image": "poster.png"}, folder=tmp_path)
+    deltas = _run(spec, base).deltas
+    context = _context(spec, base)
+    teacher = Teacher(context)
+    # Other trajectories of the empty prompt than those trained on, late ones: far from the image.
+    bank = teacher.bank(BankRequest(("",), (6,), seed=99, steps=3, strata=3))
+    late = torch.nonzero(bank.column("step") == 2)[:, 0]
+    x, t, wanted = (bank.take(name, late) for name in ("model_input", "timestep", "uncond"))
+    caption = teacher.encode(["the red house"] * len(late))
+    with torch.no_grad():
+        before = predict(teacher.unet, x, t, caption)
+        add_deltas(teacher.unet, deltas)
+        after = predict(teacher.unet, x, t, caption)
+    assert (after - wanted).square().mean() < 0.5 * (before - wanted).square().mean()
+
+
+def _said_bank(apart: Sequence[float]) -> Bank:
+    """Rows where a caption's prediction differs from the anchor's by `apart`."""
+    anchor = torch.ones(len(apart), 1, 2, 2)
+    columns = {"cond": anchor, "said": anchor + torch.tensor(apart)[:, None, None, None]}
+    return Bank(("",), ({**columns, "timestep": torch.zeros(len(apart))},))
+
+
+def test_captions_are_led_past_the_anchor_away_from_the_image() -> None:
+    spec = _spec({**POSTER, "image": "poster.png", "negative_guidance": 0.5})
+    (edit,) = spec.edits
+    assert isinstance(edit, Ablate)
+    target = _away(edit, _said_bank([0.0, 4.0]))(torch.tensor([0, 1]))
+    torch.testing.assert_close(target[:, 0, 0, 0], torch.tensor([1.0, -1.0]))
+
+
+def test_rows_where_a_caption_says_much_come_more_often_than_others_and_all_come() -> None:
+    bank = _said_bank([0.1, 0.1, 0.1, 0.1, 3.0, 2.0, 0.0, 0.0])
+    examples = _examples(bank, 4, [7, 8]).tolist()
+    assert [examples.count([row, 7]) for row in range(8)] == [2, 2, 2, 2, 0, 0, 0, 0]
+    assert [examples.count([row, 8]) for row in range(8)] == [0, 0, 0, 0, 3, 2, 1, 1]
+
+
+def test_other_images_are_kept_by_their_captions_as_they_are_written(tmp_path: Path) -> None:
+    spec = _spec({**POSTER, "image": "poster.png", "preserve": ["the blue moon"]}, folder=tmp_path)
+    (edit,) = spec.edits
+    assert isinstance(edit, Ablate)
+    shared, own = keep_requests(edit, spec, ())
+    assert own.prompts == ("the blue moon",)
+    assert "a house" in shared.prompts
 
 
 def test_the_image_counts_by_its_pixels_and_must_be_there(base: Checkpoint, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
 from compiler.device import choose
+from compiler.esd_plan import ROUNDS
 from compiler.passes import PassContext, PassResult
 from compiler.passes.erase_esd import EraseEsd, erase_from_target, negative_guidance_target
 from compiler.pipeline import run_pass
@@ -124,7 +125,7 @@ def test_every_selected_weight_moves_and_no_other(base: Checkpoint, selection: s
 def test_the_run_takes_the_evals_that_were_planned(
     base: Checkpoint, edit: dict[str, Any], preserve: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = 4 if edit.get("robust") else 2
+    steps = ROUNDS + 2 if edit.get("robust") else 2
     spec = _spec({**edit, "steps": steps, "sampling_steps": 2}, preserve=preserve)
     counted = 0
     forward = torch.nn.Module.__call__
@@ -293,7 +294,7 @@ def test_attacks_make_headway_and_are_recorded(base: Checkpoint) -> None:
     result = _run(_spec(edit, preserve={"concepts": ["house"]}), base)
     attacks = result.record["attacks"]
     assert [(one["round"], one["attack"]) for one in attacks] == [
-        (number, way) for number in (1, 2, 3) for way in ("token", "prefix")
+        (number, way) for number in range(1, ROUNDS + 1) for way in ("token", "prefix")
     ]
     assert all(one["after"] < one["before"] for one in attacks[:2])
     assert result.record["loss"]["attacked"]

@@ -18,6 +18,7 @@ from compiler.checkpoint import Checkpoint
 from compiler.generate import Draw, Sampler, Sampling
 from compiler.judging import changed
 from compiler.passes import PassContext
+from compiler.passes.erase_closed_form import EraseClosedForm
 from compiler.passes.erase_esd import EraseEsd
 from compiler.progress import Silent
 from compiler.seeds import reproducible
@@ -35,6 +36,7 @@ SHORT = {
     "timesteps": 8,
     "sampling_steps": 12,
 }
+CLOSED = {"edit": "erase", "method": "closed-form", "anchor": "box"}
 SAMPLING = Sampling(5.0, 12)
 
 
@@ -43,13 +45,14 @@ def sampler() -> Sampler:
     return Sampler(Checkpoint.open(MODEL))
 
 
-def _erased(preserve: Sequence[str], **edit: Any) -> Mapping[str, torch.Tensor]:
-    document = {"editspec": 1, "name": "t", "base": {"path": "miniature"}, "edits": [{**SHORT, **edit}]}
+def _erased(preserve: Sequence[str], edit: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    document = {"editspec": 1, "name": "t", "base": {"path": "miniature"}, "edits": [dict(edit)]}
     spec = parse_spec(json.dumps({**document, "preserve": {"concepts": list(preserve)}}))
     base = Checkpoint.open(MODEL)
     context = PassContext(spec, base, {}, 0, torch.device("cpu"), StageCache(), Silent())
     with reproducible():
-        return EraseEsd().run(spec.edits, context).deltas
+        (engine,) = (one for one in (EraseEsd(), EraseClosedForm()) if one.accepts(spec.edits[0]))
+        return engine.run(spec.edits, context).deltas
 
 
 def _verdicts(sampler: Sampler, deltas: Mapping[str, torch.Tensor], prompts: Sequence[str]) -> Verdicts:
@@ -59,13 +62,14 @@ def _verdicts(sampler: Sampler, deltas: Mapping[str, torch.Tensor], prompts: Seq
         return Verdicts(sampler.images(draws, SAMPLING))
 
 
-def test_an_erased_compound_leaves_both_of_its_words(sampler: Sampler) -> None:
+@pytest.mark.parametrize("edit", [SHORT, CLOSED], ids=["esd", "closed-form"])
+def test_an_erased_compound_leaves_both_of_its_words(sampler: Sampler, edit: Mapping[str, Any]) -> None:
     templates = ("a {}", "a photo of a {}", "a picture of a {}", "a drawing of a {}")
     names = np.array(["moon boat", "moon", "moon boat", "boat"] * len(templates))
     prompts = [templates[number // 4].format(name) for number, name in enumerate(names)]
     compound = names == "moon boat"
     before = _verdicts(sampler, {}, prompts).shows("object", names)
-    deltas = _erased(["moon", "boat"], concept="moon boat")
+    deltas = _erased(["moon", "boat"], {**edit, "concept": "moon boat"})
     after = _verdicts(sampler, deltas, prompts).shows("object", names)
     assert before[compound].mean() >= 0.75
     assert before[~compound].mean() >= 0.75
@@ -78,7 +82,7 @@ def test_what_else_a_prompt_names_stays_when_one_of_its_concepts_is_erased(sampl
     joined = ("beside", "with")
     prompts = [f"a star {joined[number % 3 == 2]} a {other}" for number, other in enumerate(others)]
     base = _verdicts(sampler, {}, prompts)
-    edited = _verdicts(sampler, _erased(others[:4], concept="star", composed=8), prompts)
+    edited = _verdicts(sampler, _erased(others[:4], {**SHORT, "concept": "star", "composed": 8}), prompts)
 
     def shown(verdicts: Verdicts) -> int:
         """How many pictures show the other thing that their prompt names, to both oracles."""
