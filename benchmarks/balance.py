@@ -45,8 +45,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "intersections": ("tone", "group"),
 }
 LEARNING = {
-    "steps": 400, "trajectories": 96, "batch": 16, "learning_rate": 2e-4, "schedule": "cosine",
-    "sampling_steps": 20,
+    "steps": 200, "trajectories": 96, "batch": 16, "learning_rate": 4e-4, "schedule": "cosine",
+    "sampling_steps": 15, "timesteps": 15,
 }  # fmt: skip
 
 
