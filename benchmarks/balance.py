@@ -151,7 +151,7 @@ def main() -> None:
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     options(parser)
-    parser.set_defaults(scales=[5.0], trials=100)
+    parser.set_defaults(scales=[5.0], trials=100, sampling_steps=10)
     parser.add_argument("--professions", type=int, default=12, help="how many of the most one-sided ones")
     parser.add_argument("--pictures", type=int, default=144, help="of each set that KID compares")
     arguments = parser.parse_args()

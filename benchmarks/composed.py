@@ -5,7 +5,7 @@ file. Both are judged by both oracles on the same draws: percents with intervals
 in points. A mark is seen when either oracle sees it, an object when both do. `interference` is what the build
 itself reports: how far later passes moved what an earlier one did, as a share of what it did.
 
-Usage: python benchmarks/composed.py [SPEC] [--trials 60] [--pictures 40] [--json]
+Usage: python benchmarks/composed.py [SPEC] [--trials 60] [--pictures 40] [--hard] [--json]
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def shares(
 ) -> dict[str, Any]:
     """Mean deviation ratios over the edit's professions, for each way of drawing."""
     count, found = bench.arguments.pictures, {}
-    for kind, template in (("plain", "a photo of a {}"), ("hard", "a photo of a successful {}")):
+    templates = {"plain": "a photo of a {}", "hard": "a photo of a successful {}"}
+    for kind in templates if bench.arguments.hard else ("plain",):
+        template = templates[kind]
         asked = [template.format(who) for who in edit["professions"] for _ in range(count)]
         row = {}
         for who, deltas in ways.items():
@@ -177,7 +179,9 @@ def main() -> None:
     )
     parser.add_argument("spec", type=Path, nargs="?", default=SPEC)
     options(parser)
+    parser.set_defaults(sampling_steps=10)
     parser.add_argument("--pictures", type=int, default=40, help="of each profession")
+    parser.add_argument("--hard", action="store_true", help='"successful" professions as well')
     arguments = parser.parse_args()
     show(measure(Bench(arguments), arguments.spec), arguments)
 

@@ -51,7 +51,8 @@ class Bench:
         self.arguments = arguments
         self.device = choose(arguments.device)
         self.cache = StageCache(arguments.cache)
-        self._drawn: dict[tuple[Any, ...], Images] = {}
+        # With the changes themselves: as long as they are kept, no other ones have their id.
+        self._drawn: dict[tuple[Any, ...], tuple[Images, Any]] = {}
 
     def context(self, *edits: Mapping[str, Any], seed: int = 11) -> PassContext:
         """A context for a spec of these edits; the first is changed by the argument `--edit`."""
@@ -114,15 +115,13 @@ class Bench:
         from compiler.generate import Draw, Sampling
 
         first = self.arguments.first_seed + later
-        key = (tuple(prompts), scale, first)
-        if deltas is None and original is None and key in self._drawn:
-            return self._drawn[key]
-        draws = [Draw(prompt, first + number) for number, prompt in enumerate(prompts)]
-        sampling = Sampling(scale, self.arguments.sampling_steps)
-        drawn: Images = self.studio.images(original or ClassifierFreeGuidance(), draws, sampling, deltas)
-        if deltas is None and original is None:
-            self._drawn[key] = drawn
-        return drawn
+        key = (tuple(prompts), scale, first, id(deltas), id(original))
+        if key not in self._drawn:
+            draws = [Draw(prompt, first + number) for number, prompt in enumerate(prompts)]
+            sampling = Sampling(scale, self.arguments.sampling_steps)
+            drawn = self.studio.images(original or ClassifierFreeGuidance(), draws, sampling, deltas)
+            self._drawn[key] = drawn, (deltas, original)
+        return self._drawn[key][0]
 
     def verdicts(self, images: Images) -> Verdicts:
         """What both oracles say."""

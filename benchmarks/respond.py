@@ -5,7 +5,7 @@ the phrase; beside it how often the base and the edited model draw it where it i
 `drift`: how far pictures without the phrase moved, of the contexts themselves and of other prompts, as the
 mean distance between base and edited picture in units of the distance between two seeds of the base.
 
-Usage: python benchmarks/respond.py [--trials 100] [--scales 5] [--edit '{"steps": 400}'] [--json]
+Usage: python benchmarks/respond.py [--trials 60] [--scales 5] [--edit '{"steps": 400}'] [--json]
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from guide_bench import Bench, moved, options, rate, say, show  # noqa: E402 - t
 
 from excise.miniature.vocabulary import OBJECTS  # noqa: E402
 
-CONTEXTS = {"crack": ("quake", "ruin", "desert"), "spill": ("crime", "kitchen", "hunt")}
+CONTEXTS = {"crack": ("quake", "ruin"), "spill": ("crime", "kitchen")}
 TRAINED = ("house", "ball", "tree", "ring", "box", "heart")
 UNSEEN = ("boat", "fish", "moon")
 LEARNING = {
-    "steps": 200, "trajectories": 96, "batch": 16, "learning_rate": 4e-4, "schedule": "cosine",
+    "steps": 100, "trajectories": 48, "batch": 16, "learning_rate": 4e-4, "schedule": "cosine",
     "sampling_steps": 15, "timesteps": 15,
 }  # fmt: skip
 
@@ -74,7 +74,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options(parser)
-    parser.set_defaults(scales=[5.0], trials=100)
+    parser.set_defaults(scales=[5.0], sampling_steps=10)
     arguments = parser.parse_args()
     show(obeyed(Bench(arguments)), arguments)
 
