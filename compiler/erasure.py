@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from compiler.columns import Columns, ColumnSet
 from compiler.concepts import Neighbourhood
 from compiler.contexts import contexts, draws
+from compiler.interference import beside
 from compiler.mining import edited_words
 from compiler.seeds import derive
 from compiler.text import TextEncoder
@@ -59,6 +60,7 @@ class _Gathering:
         for edit in self.erasures:
             for concept in (*edit.preserve, *self.neighbours.get(edit.id, ())):
                 self._keep(concept, [edit])
+        self._keep_beside()
         if self.in_context and self.erasures[0].preserve_mode == "columns":
             self._keep_pool()
         return self.columns.build()
@@ -94,6 +96,12 @@ class _Gathering:
         for template in templates:
             if "{}" in template:
                 self.columns.preserve(fill(template, concept), weight=weight)
+
+    def _keep_beside(self) -> None:
+        """Keep what the spec's other passes are for: each prompt as a concept that is preserved by name."""
+        for prompt in beside(self.erasures, self.spec):
+            if self.text.token_count(prompt) <= self.text.window:
+                self.columns.preserve(prompt, weight=PRESERVED_WEIGHT)
 
     def _keep_pool(self) -> None:
         """Keep words of the vocabulary and sentences of them: all the rest that the model knows."""
