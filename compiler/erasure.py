@@ -25,6 +25,7 @@ FEWEST = 12
 POOL = 128  # sentences of other words that are kept, for all edits together
 POOL_WEIGHT = 16.0  # of kept words and sentences, for each erased name
 PRESERVED_WEIGHT = 1.0  # of each concept that is preserved by name or mined
+BESIDE_WEIGHT = 64.0  # of the prompts of all other edits together, at most
 
 
 def gather(
@@ -99,9 +100,10 @@ class _Gathering:
 
     def _keep_beside(self) -> None:
         """Keep what the spec's other passes are for: each prompt as a concept that is preserved by name."""
-        for prompt in beside(self.erasures, self.spec):
-            if self.text.token_count(prompt) <= self.text.window:
-                self.columns.preserve(prompt, weight=PRESERVED_WEIGHT)
+        found = beside(self.erasures, self.spec)
+        prompts = [prompt for prompt in found if self.text.token_count(prompt) <= self.text.window]
+        for prompt in prompts:
+            self.columns.preserve(prompt, weight=min(PRESERVED_WEIGHT, BESIDE_WEIGHT / len(prompts)))
 
     def _keep_pool(self) -> None:
         """Keep words of the vocabulary and sentences of them: all the rest that the model knows."""
