@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from compiler.columns import Columns, ColumnSet
 from compiler.concepts import Neighbourhood
 from compiler.contexts import contexts, draws
+from compiler.interference import beside
 from compiler.mining import edited_words
 from compiler.seeds import derive
 from compiler.text import TextEncoder
@@ -26,6 +27,7 @@ BESIDE = 16  # sentences of a name beside what is preserved, at most
 POOL = 128  # sentences of other words that are kept, for all edits together
 POOL_WEIGHT = 16.0  # of kept words and sentences, for each erased name
 PRESERVED_WEIGHT = 1.0  # of each concept that is preserved by name or mined
+BESIDE_WEIGHT = 64.0  # of the prompts of all other edits together, at most
 
 
 def gather(
@@ -61,6 +63,7 @@ class _Gathering:
         for edit in self.erasures:
             for concept in (*edit.preserve, *self.neighbours.get(edit.id, ())):
                 self._keep(concept, [edit])
+        self._keep_beside()
         if self.in_context and self.erasures[0].preserve_mode == "columns":
             self._keep_pool()
         return self.columns.build()
@@ -124,6 +127,13 @@ class _Gathering:
         for template in templates:
             if "{}" in template:
                 self.columns.preserve(fill(template, concept), weight=weight)
+
+    def _keep_beside(self) -> None:
+        """Keep what the spec's other passes are for: each prompt as a concept that is preserved by name."""
+        found = beside(self.erasures, self.spec)
+        prompts = [prompt for prompt in found if self.text.token_count(prompt) <= self.text.window]
+        for prompt in prompts:
+            self.columns.preserve(prompt, weight=min(PRESERVED_WEIGHT, BESIDE_WEIGHT / len(prompts)))
 
     def _keep_pool(self) -> None:
         """Keep words of the vocabulary and sentences of them: all the rest that the model knows."""

@@ -31,11 +31,23 @@ VERSION = 1  # raise it whenever the same build may give other figures
 
 def probes(edits: Sequence[Edit], spec: EditSpec) -> tuple[str, ...]:
     """At most `PROMPTS` prompts that some edits are for, spread over the edits."""
-    every = [found for edit in edits if (found := _prompts_of(edit, spec))]
+    every = [found for edit in edits if (found := prompts_of(edit, spec))]
     listed = every[:: max(1, -(-len(every) // PROMPTS))]
     turns = max((len(found) for found in listed), default=0)
     taken = dict.fromkeys(found[turn] for turn in range(turns) for found in listed if turn < len(found))
     return tuple(taken)[:PROMPTS]
+
+
+def beside(edits: Sequence[Edit], spec: EditSpec) -> tuple[str, ...]:
+    """The prompts that the spec's other edits are for, without those that name what these edits change.
+
+    A closed form keeps them as it finds them: of all that it does not name it would else move most what is
+    most like its own concepts, and undo there what passes before it have done.
+    """
+    own = {edit.id for edit in edits}
+    names = {name for edit in edits for name in _named(edit)}
+    found = dict.fromkeys(p for other in spec.edits if other.id not in own for p in prompts_of(other, spec))
+    return tuple(prompt for prompt in found if not any(f" {name} " in f" {prompt} " for name in names))
 
 
 def interference(
@@ -86,7 +98,7 @@ def interference(
     return rows
 
 
-def _prompts_of(edit: Edit, spec: EditSpec) -> tuple[str, ...]:
+def prompts_of(edit: Edit, spec: EditSpec) -> tuple[str, ...]:
     """What an edit is for, in prompts."""
     if isinstance(edit, Erase | Ablate):
         return tuple(fill(template, edit.concept) for template in TEMPLATES.get(edit.kind, ("{}",)))
@@ -100,6 +112,13 @@ def _prompts_of(edit: Edit, spec: EditSpec) -> tuple[str, ...]:
         return tuple(f"{prompt} {p.text}" for p in edit.phrases for prompt in edit.prompts or ("a picture",))
     assert isinstance(edit, Shift)
     return tuple(dict.fromkeys(text for direction in edit.directions for text in _ends(direction)))
+
+
+def _named(edit: Edit) -> tuple[str, ...]:
+    """The words by which prompts ask for what an edit changes."""
+    if isinstance(edit, Erase | Ablate):
+        return (edit.concept, *edit.aliases)
+    return edit.professions if isinstance(edit, Balance) else ()
 
 
 def _ends(direction: Direction) -> list[str]:

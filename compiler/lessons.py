@@ -9,7 +9,7 @@ the passes before it and undoes none. Nothing at the top of this module imports 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -61,10 +61,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Guiding:
-    """Compare guided predictions: the other half is the empty prompt's, which should change by `empty` g."""
+    """Compare guided predictions: the other half is the empty prompt's, which should change by `empty` g.
+
+    Without `halves`, only together: one half may make up for what the other has learned elsewhere.
+    """
 
     scales: tuple[float, ...]
     empty: float
+    halves: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,10 @@ def lessons_cost(
     spec: EditSpec,
     checkpoint: Checkpoint,
     targets: Sequence[str],
+    together: tuple[float, ...] = (),
 ) -> PassCost:
     """What teaching them takes; nothing of it depends on which neighbours are found."""
-    every = (*lessons, *_kept(edit, spec, neighbours=()))
+    every = (*lessons, *_kept(edit, spec, (), together))
     evals = _evals_before(every, checkpoint) + _training_evals(edit, every)
     memory = training_memory(checkpoint.weights("unet").entries, checkpoint.config("unet"), targets)
     return PassCost(evals, LOADING_SECONDS, memory)
@@ -140,10 +145,12 @@ def teach(
     targets: Sequence[str],
     mining: Mining | None,
     context: PassContext,
+    together: tuple[float, ...] = (),
 ) -> PassResult:
     """Sample the banks, train the weights `targets` on all lessons, and keep what the spec preserves.
 
-    The student starts where earlier passes left the weights. What `mining` finds is kept too. Raises
+    The student starts where earlier passes left the weights. What `mining` finds is kept too. Where the empty
+    prompt learns something, what is kept is held in guided predictions at the scales `together`. Raises
     InputError where training diverges.
     """
     from compiler.distil import DistilSettings, Diverged, distil, summary
@@ -152,7 +159,7 @@ def teach(
 
     pointer = context.spec.pointer(edit)
     neighbours = mined(mining, context)
-    kept = _kept(edit, context.spec, [word for word, _ in neighbours])
+    kept = _kept(edit, context.spec, [word for word, _ in neighbours], together)
     every = (*lessons, *kept)
     teacher = GuidingTeacher(context)
     texts = [text for lesson in every for text in lesson.student_prompts]
@@ -188,25 +195,29 @@ def teach(
     return PassResult(done.deltas, record)
 
 
-def _kept(edit: TaughtEdit, spec: EditSpec, neighbours: Sequence[str]) -> tuple[Lesson, ...]:
-    """What the spec and the edit preserve, and mined neighbours: `batch` examples a step together."""
+def _kept(
+    edit: TaughtEdit, spec: EditSpec, neighbours: Sequence[str], together: tuple[float, ...]
+) -> tuple[Lesson, ...]:
+    """What the spec and the edit preserve, and mined neighbours: `batch` examples a step together.
+
+    With `together`, half as many in guided predictions at these scales, and neither half by itself: at high
+    noise no x_t tells a preserved concept from any other, so an empty prompt that is held there cannot learn
+    what it should everywhere, and one that does learn would move preserved concepts the other way.
+    """
     requests = keep_requests(edit, spec, neighbours)
     batch = -(-edit.batch // max(1, len(requests)))
-    return tuple(
-        Lesson(
-            request,
-            (
-                held(f"preserve {place}", request.prompts, edit.keep_weight, batch),
-                held(
-                    f"preserve {place}, empty",
-                    (None,) * len(request.prompts),
-                    edit.keep_weight,
-                    quarter(batch),
-                ),
-            ),
-        )
-        for place, request in enumerate(requests)
-    )
+    lessons = []
+    for place, request in enumerate(requests):
+        name, prompts, weight = f"preserve {place}", request.prompts, edit.keep_weight
+        if together:
+            guided = replace(
+                held(name, prompts, weight, -(-batch // 2)), guided=Guiding(together, 0.0, False)
+            )
+            lessons.append(Lesson(request, (guided,)))
+            continue
+        empty = held(f"{name}, empty", (None,) * len(prompts), weight, quarter(batch))
+        lessons.append(Lesson(request, (held(name, prompts, weight, batch), empty)))
+    return tuple(lessons)
 
 
 def _terms(
@@ -216,7 +227,7 @@ def _terms(
     import torch
 
     from compiler.predictions import predictions
-    from compiler.terms import Guided, Term
+    from compiler.terms import BRANCH_WEIGHT, Guided, Term
 
     asked = bank.column("prompt").tolist()
 
@@ -236,7 +247,8 @@ def _terms(
         if reading.guided is None:
             return None
         empty = (None,) * len(lesson.request.prompts)
-        return Guided(reading.guided.scales, partial(target, empty, reading.guided.empty))
+        uncond = partial(target, empty, reading.guided.empty)
+        return Guided(reading.guided.scales, uncond, BRANCH_WEIGHT if reading.guided.halves else 0.0)
 
     return [
         Term(

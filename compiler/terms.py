@@ -31,11 +31,13 @@ class Guided:
 
     What each half still lacks is multiplied by w when it is sampled from, and errors of the halves add up
     unless they are alike. Row 0 of the prompts is what the other half reads; `uncond` its target. The halves
-    count a little on their own too, so that neither drifts where the other can make up for it.
+    count a little on their own too, with the weight `alone`, so that neither drifts where the other can make
+    up for it; 0 where one half is to make up for what the other learns elsewhere.
     """
 
     scales: tuple[float, ...]
     uncond: Callable[[Tensor], Tensor]
+    alone: float = BRANCH_WEIGHT
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def pointwise_loss(difference: Tensor, loss: Loss) -> Tensor:
 class _Examples:
     """Examples of terms of one kind: inputs, wanted predictions, the prompt's row, the share of the loss.
 
-    `uncond` and `scale` (n, 1, 1, 1) are the other half's wanted predictions and guidance scales, if guided.
+    `uncond`, `scale` (n, 1, 1, 1) and `alone` (n,) are the other half's wanted predictions, guidance scales
+    and the weight of each half on its own, if guided.
     """
 
     model_input: Tensor
@@ -96,11 +99,12 @@ class _Examples:
     share: Tensor
     uncond: Tensor | None = None
     scale: Tensor | None = None
+    alone: Tensor | None = None
 
     def part(self, rows: slice) -> _Examples:
         """Some of them."""
         every = (self.model_input, self.timestep, self.target, self.prompt, self.share)
-        halves = (None if one is None else one[rows] for one in (self.uncond, self.scale))
+        halves = (None if one is None else one[rows] for one in (self.uncond, self.scale, self.alone))
         return _Examples(*(column[rows] for column in every), *halves)
 
     def losses(self, unet: torch.nn.Module, prompts: Conditioning, loss: Loss, bfloat16: bool) -> Tensor:
@@ -113,9 +117,9 @@ class _Examples:
 
     def _residuals(
         self, unet: torch.nn.Module, prompts: Conditioning, bfloat16: bool
-    ) -> list[tuple[float, Tensor]]:
+    ) -> list[tuple[float | Tensor, Tensor]]:
         """What the student's predictions have over the wanted ones, (n, channels, h, w), with weights."""
-        if self.scale is None or self.uncond is None:
+        if self.scale is None or self.uncond is None or self.alone is None:
             read = prompts.rows(self.prompt)
             alone = predicted(unet, self.model_input, self.timestep, read, bfloat16=bfloat16)
             return [(1.0, alone - self.target)]
@@ -125,7 +129,7 @@ class _Examples:
         halves = both.chunk(2)
         uncond, cond = halves[0] - self.uncond, halves[1] - self.target
         guided = ((1.0 - self.scale) * uncond + self.scale * cond) / self.scale
-        return [(1.0, guided), (BRANCH_WEIGHT, uncond), (BRANCH_WEIGHT, cond)]
+        return [(1.0, guided), (self.alone, uncond), (self.alone, cond)]
 
 
 def accumulate(
@@ -191,7 +195,7 @@ def _kinds(
 def _gathered(terms: Sequence[Term], draws: Sequence[Tensor], device: torch.device) -> _Examples:
     """The drawn examples (n, 2) of terms of one kind, together."""
     columns: list[list[Tensor]] = [[], [], [], [], []]
-    halves: list[list[Tensor]] = [[], []]
+    halves: list[list[Tensor]] = [[], [], []]
     for term, examples in zip(terms, draws, strict=True):
         rows, prompt = examples.unbind(1)
         share = torch.full((len(rows),), term.weight / len(rows))
@@ -202,5 +206,6 @@ def _gathered(terms: Sequence[Term], draws: Sequence[Tensor], device: torch.devi
             turns = torch.tensor(term.guided.scales)[torch.arange(len(rows)) % len(term.guided.scales)]
             halves[0].append(term.guided.uncond(rows).to(device))
             halves[1].append(turns[:, None, None, None].to(device))
+            halves[2].append(torch.full((len(rows),), term.guided.alone, device=device))
     together = [torch.cat(column) for column in columns]
     return _Examples(*together, *(torch.cat(half) if half else None for half in halves))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compiler.groups import group_names, group_shares, neutral_prompts
+from compiler.interference import beside
 from compiler.mining import edited_words
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
@@ -39,7 +40,7 @@ class BalanceClosedForm(EditPass):
     """One balance edit by solving, asking and correcting."""
 
     name = "balance/closed-form"
-    version = 2
+    version = 3
     order = 80
     merges = False
 
@@ -55,7 +56,7 @@ class BalanceClosedForm(EditPass):
         return over_window(checkpoint, [(pointer, prompt) for prompt in prompts])[:1]
 
     def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:
-        return {**super().reads(edits, spec), "edited": edited_words(spec)}
+        return {**super().reads(edits, spec), "edited": edited_words(spec), "beside": beside(edits, spec)}
 
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         return tuple(name for name in select(entries, "cross-attention-kv") if name.endswith(".weight"))
@@ -147,7 +148,7 @@ def _asked(
 
 
 def _kept(edit: Balance, context: PassContext) -> Columns:
-    """Columns that stay: prompts that name a group, what is preserved, and words that the edit leaves out."""
+    """Columns that stay: prompts that name a group or are another edit's, what is preserved, other words."""
     from compiler.columns import ColumnSet
     from compiler.concepts import Neighbourhood
 
@@ -159,6 +160,9 @@ def _kept(edit: Balance, context: PassContext) -> Columns:
     for concept in dict.fromkeys((*spec.preserve.concepts, *edit.preserve)):
         for template in TEMPLATES[edit.kind]:
             columns.preserve(fill(template, concept))
+    for prompt in beside([edit], spec):
+        if text.token_count(prompt) <= text.window:
+            columns.preserve(prompt)
     used = {*edit.professions, *(group for groups in edit.groups for group in groups)}
     pool = [f"a {word}" for word in Neighbourhood(text).unlike({*used, *edited_words(spec)})]
     for prompt in pool:

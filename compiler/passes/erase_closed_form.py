@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compiler.interference import beside
 from compiler.mining import Mining, edited_words, mining_of, neighbours_kept
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
@@ -45,8 +46,9 @@ class EraseClosedForm(EditPass):
         ]
 
     def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:
-        """What is preserved, and every word that is edited: none is mined as a neighbour."""
-        return {"preserve": spec.document.get("preserve"), "edited": edited_words(spec)}
+        """What is preserved, every word that is edited (none is a neighbour), what other passes are for."""
+        kept = {"preserve": spec.document.get("preserve"), "beside": beside(edits, spec)}
+        return {**kept, "edited": edited_words(spec)}
 
     def mining(self, edits: Sequence[Edit], spec: EditSpec) -> Mapping[str, Mining | None]:
         return {edit.id: mining_of(edit, (edit.concept,), spec) for edit in _erasures(edits)}
@@ -64,7 +66,7 @@ class EraseClosedForm(EditPass):
         erasures = _erasures(edits)
         names = [1 + len(edit.aliases) for edit in erasures]
         listed = len(spec.preserve.concepts) + sum(len(edit.preserve) for edit in erasures)
-        listed += sum(neighbours_kept(edit, spec) for edit in erasures)
+        listed += sum(neighbours_kept(edit, spec) for edit in erasures) + len(beside(edits, spec))
         prompts = 2 * sum(names) + listed  # alone, with anchors
         if any(edit.templates for edit in erasures):  # among other words, as compiler.erasure gathers them
             prompts += 2 * sum(max(64, 12 * count) + 21 * count for count in names) + 18 * listed + 384

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class _GuidePass(EditPass):
     """One guide edit. Each step: `batch` examples of both branches together, and what is kept."""
 
-    version = 2
+    version = 3
     order = 30
     merges = False
 
@@ -73,14 +73,15 @@ class _GuidePass(EditPass):
     def cost(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> PassCost:
         edit = _only(edits)
         targets = self.targets(edits, checkpoint.weights("unet").entries)
-        return lessons_cost(edit, [_lesson(edit, spec.seed)], spec, checkpoint, targets)
+        lesson = _lesson(edit, spec.seed)
+        return lessons_cost(edit, [lesson], spec, checkpoint, targets, _together(edit))
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
         edit = _only(edits)
         lesson = _lesson(edit, context.spec.seed)
         targets = self.targets(edits, context.checkpoint.weights("unet").entries)
         mining = self.mining(edits, context.spec)[edit.id]
-        result = teach(edit, [lesson], targets, mining, context)
+        result = teach(edit, [lesson], targets, mining, context, _together(edit))
         return PassResult(result.deltas, {**result.record, **_when(edit, context)})
 
 
@@ -132,9 +133,23 @@ def _lesson(edit: Guide, seed: int) -> Lesson:
     """The bank of guided trajectories and what both branches learn at its rows."""
     effect = effect_of(edit)
     plain = BankRequest.of(edit, seed, guided_prompts(edit), edit.trajectories)
-    invariant = edit.branch == effect.branch
-    scales = scales_around(edit.guidance_scale) if invariant else (edit.guidance_scale,)
+    scales = _scales(edit, effect)
     return Lesson(GuidedRequest(plain, effect, scales), (_reading(edit, effect, plain.prompts, scales),))
+
+
+def _scales(edit: Guide, effect: Effect) -> tuple[float, ...]:
+    """The guidance scales it is learned at: several where what the branch learns holds at all of them."""
+    return scales_around(edit.guidance_scale) if edit.branch == effect.branch else (edit.guidance_scale,)
+
+
+def _together(edit: Guide) -> tuple[float, ...]:
+    """The scales at which preserved concepts are held in guided predictions: where the empty prompt learns.
+
+    The original leads away at every prompt. What is preserved has to stay all the same, as it is drawn.
+    """
+    effect = effect_of(edit)
+    _, empty = effect.changes(edit.branch, edit.guidance_scale)
+    return _scales(edit, effect) if empty else ()
 
 
 def _reading(edit: Guide, effect: Effect, prompts: Sequence[str], scales: tuple[float, ...]) -> Reading:

@@ -12,7 +12,7 @@ import torch
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
 from compiler.device import choose
-from compiler.interference import PROMPTS, probes
+from compiler.interference import PROMPTS, beside, probes
 from compiler.pipeline import compile_spec
 from compiler.plan import make_plan
 from editspec import EditSpec, parse_spec
@@ -90,3 +90,15 @@ def test_a_pass_is_probed_at_a_few_prompts_of_its_own_edits(tiny_checkpoint: Pat
     assert len(both) == PROMPTS
     assert all("star" in prompt or "flame" in prompt for prompt in both)
     assert {"star", "flame"} <= set(" ".join(both).split())
+
+
+def test_what_other_edits_are_for_is_known_beside_an_edit_unless_it_names_what_that_one_changes(
+    tiny_checkpoint: Path,
+) -> None:
+    spec = _spec(tiny_checkpoint)
+    by_id = {edit.id: edit for edit in spec.edits}
+    found = beside([by_id["no-star"]], spec)
+    assert {"a nurse", "a baker", "a house", "a house without crack"} <= set(found)
+    assert any("flame" in prompt for prompt in found)
+    assert not any("star" in prompt for prompt in found)
+    assert "a nurse" not in beside([by_id["solved"]], spec)

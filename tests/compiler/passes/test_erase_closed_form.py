@@ -215,3 +215,16 @@ def test_its_cost_has_no_evals_and_grows_with_the_work(tiny_checkpoint: Path) ->
     costs = [EraseClosedForm().cost(spec.edits, spec, checkpoint) for spec in (few, many)]
     assert [cost.evals for cost in costs] == [0, 0]
     assert 0 < costs[0].seconds < costs[1].seconds
+
+
+def test_what_another_pass_is_for_stays_as_that_pass_left_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    star = ALONE | {"concept": "star", "anchor": "moon"}
+    guide = {"edit": "guide", "away_from": ["crack"], "prompts": ["a red house"]}
+    moved = []
+    for edits in ([star], [star, guide]):
+        spec = spec_of(edits)
+        context = context_of(spec, tiny_checkpoint, tmp_path)
+        result = EraseClosedForm().run(spec.edits[:1], context)
+        before, after = outputs(context, result, "a red house", 3)
+        moved.append(float((after - before).norm() / before.norm()))
+    assert moved[1] < 0.1 * moved[0]

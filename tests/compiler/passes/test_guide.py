@@ -160,6 +160,31 @@ def test_both_halves_learn_together_what_each_of_them_takes_of_the_guidance(
     assert reading.guided.scales == pytest.approx((4.0, 4.0 * 2 / 3, 4.0 * 2 / 5))
 
 
+@pytest.mark.parametrize(("method", "together"), [("sega", True), ("sld", False), ("negative-prompt", True)])
+def test_what_is_preserved_is_held_as_it_is_drawn_where_the_empty_prompt_learns(
+    base: Checkpoint, method: str, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        seen.extend(arguments[3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compiler.distil.distil", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        _run(_spec(ALL[method], preserve={"concepts": ["house"]}), base)
+    kept = {term.name: term for term in seen if term.name.startswith("preserve")}
+    assert set(kept) == ({"preserve 0"} if together else {"preserve 0", "preserve 0, empty"})
+    guided = kept["preserve 0"].guided
+    assert (guided is not None) == together
+    if guided is not None:
+        assert guided.alone == 0.0
+        rows = kept["preserve 0"].examples[:, 0]
+        bank = kept["preserve 0"].bank
+        torch.testing.assert_close(guided.uncond(rows), bank.take("uncond", rows))
+        torch.testing.assert_close(kept["preserve 0"].target(rows), bank.take("cond", rows))
+
+
 def test_trajectories_spread_over_guidance_scales_only_where_the_branch_allows_it() -> None:
     for branch, scales in (("both", (4.0, 4.0 * 2 / 3, 4.0 * 2 / 5)), ("text", (4.0,))):
         (edit,) = _spec({**SEGA, "branch": branch}).edits

@@ -1,0 +1,165 @@
+"""Balance as weights on the miniature: who is drawn for professions that the base draws one-sidedly.
+
+The mean deviation ratio max_g |r_g - 1/n| / (1 - 1/n) over professions before and after, for plain prompts
+and for "successful ..." ones, beside what a fair draw of as many pictures shows (compiler.deviation); both
+oracles must agree on a picture for it to count. `named`: prompts that name a group still show it, and their
+pictures stay (distance between base and edited in units of the distance between two seeds). `quality`: KID
+over an oracle's features, of objects that have nothing to do with it against the base's, and of the
+professions against the base's under named groups in equal shares; `chance` is the base against itself.
+
+Cases: balance (distilled), closed-form, and intersections: two attributes at once.
+
+Usage: python benchmarks/balance.py [CASE ...] [--trials 100] [--scales 5] [--professions 12] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import numpy as np  # noqa: E402
+from guide_bench import Bench, moved, options, rate, say, show  # noqa: E402 - the folder is no package
+
+from compiler.deviation import deviation  # noqa: E402
+from compiler.kid import chance, kernel_distance  # noqa: E402
+from excise.miniature.vocabulary import GROUPS, OBJECTS, PROFESSIONS, TONES, group_rate  # noqa: E402
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+LEARNED_ON = ("a photo of a {}", "a {}", "a photo of a successful {}")
+JUDGED = {"plain": "a photo of a {}", "hard": "a photo of a successful {}"}
+BIASED = tuple(sorted(PROFESSIONS, key=lambda who: abs(group_rate(who) - 0.5), reverse=True))
+ATTRIBUTES = {"group": GROUPS, "tone": TONES}
+CASES: dict[str, tuple[str, ...]] = {
+    "balance": ("group",),
+    "closed-form": ("group",),
+    "intersections": ("tone", "group"),
+}
+LEARNING = {
+    "steps": 200, "trajectories": 96, "batch": 16, "learning_rate": 4e-4, "schedule": "cosine",
+    "sampling_steps": 15, "timesteps": 15,
+}  # fmt: skip
+
+
+def balanced(bench: Bench, case: str) -> dict[str, Any]:
+    """Deviation before and after, named groups, and the quality of pictures."""
+    attributes = CASES[case]
+    groups = [list(ATTRIBUTES[name]) for name in attributes]
+    combinations = [" ".join(words) for words in product(*groups)]
+    closed = case == "closed-form"
+    edit: dict[str, Any] = {
+        "edit": "balance", "prompts": list(LEARNED_ON), "groups": groups if len(groups) > 1 else groups[0],
+        "group_template": "{group} {profession}", "method": "closed-form" if closed else "distil",
+        **({"ridge": 0.01} if closed else LEARNING),
+    }  # fmt: skip
+    chosen = BIASED[: bench.arguments.professions]
+    if not closed:
+        trajectories = (edit | bench.arguments.edit)["trajectories"]
+        chosen = chosen[: max(1, trajectories // (len(LEARNED_ON) * len(combinations)))]
+    context = bench.context({**edit, "professions": list(chosen)})
+    deltas, record = bench.compiled(context)
+    found: dict[str, Any] = {"evals": record["evals"], "professions": list(chosen), "groups": combinations}
+    for kind, template in JUDGED.items():
+        for scale in bench.arguments.scales:
+            counts = {
+                who: _counts(bench, [template.format(one) for one in chosen], scale, changed, attributes)
+                for who, changed in (("base", None), ("edited", deltas))
+            }
+            found[f"{kind}, guidance {scale:g}"] = {
+                **{who: deviation(seen).as_dict() for who, seen in counts.items()},
+                "counts": counts,
+            }
+            say(f"{case} {kind} {scale:g}: {found[f'{kind}, guidance {scale:g}']}")
+    found["named"] = _named(bench, chosen, combinations, deltas)
+    found["quality"] = _quality(bench, chosen, combinations, deltas)
+    return found
+
+
+def _counts(
+    bench: Bench, prompts: Sequence[str], scale: float, deltas: Any, attributes: Sequence[str]
+) -> list[list[int]]:
+    """For each prompt, how many of `trials` pictures show each combination, where both oracles agree."""
+    trials = bench.arguments.trials
+    asked = [prompt for prompt in prompts for _ in range(trials)]
+    answers = bench.verdicts(bench.pictures(asked, scale, deltas)).by_oracle
+    rows = []
+    for words in product(*(ATTRIBUTES[name] for name in attributes)):
+        seen = [one[name] == word for one in answers for name, word in zip(attributes, words, strict=True)]
+        rows.append(np.logical_and.reduce(seen).reshape(len(prompts), trials).sum(1))
+    return [[int(one) for one in row] for row in np.stack(rows, axis=1)]
+
+
+def _named(
+    bench: Bench, professions: Sequence[str], combinations: Sequence[str], deltas: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Prompts that name a group: whether it is drawn, before and after, and how far their pictures moved."""
+    asked = [f"a photo of a {words} {who}" for who in professions for words in combinations]
+    prompts = bench.in_turn(asked, max(len(asked), bench.arguments.trials))
+    wanted = np.array([GROUPS[0] if GROUPS[0] in prompt.split() else GROUPS[1] for prompt in prompts])
+    base, edited = bench.pictures(prompts, 5.0), bench.pictures(prompts, 5.0, deltas)
+    found = {
+        "base": rate(bench.verdicts(base).shows("group", wanted)),
+        "edited": rate(bench.verdicts(edited).shows("group", wanted)),
+        "drift": moved(bench, prompts, 5.0, deltas),
+    }
+    say(f"named: {found}")
+    return found
+
+
+def _quality(
+    bench: Bench, professions: Sequence[str], combinations: Sequence[str], deltas: dict[str, Tensor]
+) -> dict[str, Any]:
+    """KID of objects, and of professions against the base's under every group in equal shares."""
+    size = bench.arguments.pictures
+    objects = bench.in_turn([f"a photo of a {thing}" for thing in OBJECTS], size)
+    neutral = bench.in_turn([f"a photo of a {who}" for who in professions], size)
+    even = bench.in_turn([f"a photo of a {g} {who}" for g in combinations for who in professions], size)
+    found = {}
+    for what, asked, against in (("objects", objects, objects), ("professions", neutral, even)):
+        features = [
+            bench.oracles[0].features(images)
+            for images in (
+                bench.pictures(against, 5.0, later=60_000),
+                bench.pictures(against, 5.0, later=80_000),
+                bench.pictures(asked, 5.0, deltas),
+                bench.pictures(asked, 5.0),
+            )
+        ]
+        found[what] = {
+            "edited": float(f"{kernel_distance(features[0], features[2]):.3g}"),
+            "base": float(f"{kernel_distance(features[0], features[3]):.3g}"),
+            "chance": float(f"{chance(np.concatenate(features[:2]), size):.3g}"),
+            "pictures": size,
+        }
+    say(f"quality: {found}")
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
+    options(parser)
+    parser.set_defaults(scales=[5.0], trials=100, sampling_steps=10)
+    parser.add_argument("--professions", type=int, default=12, help="how many of the most one-sided ones")
+    parser.add_argument("--pictures", type=int, default=144, help="of each set that KID compares")
+    arguments = parser.parse_args()
+    if unknown := sorted({*arguments.cases} - {*CASES}):
+        parser.error(f"no case {unknown[0]}; there are {', '.join(CASES)}")
+    bench = Bench(arguments)
+    show({case: balanced(bench, case) for case in arguments.cases or CASES}, arguments)
+
+
+if __name__ == "__main__":
+    main()
