@@ -70,6 +70,17 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def one_thread_here() -> None:
+    """The same for the calling thread, inside `one_thread_each`.
+
+    A thread that torch has not yet looked at, as it does at its first large tensor, would let MKL use all
+    cores: the last digits of a sum would then depend on which tensors a thread had met before.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def fold(
     entry: TensorEntry, delta: Tensor | TensorEntry, source: FileIO, sink: FileIO, shift: int
 ) -> TensorRounding:
@@ -159,8 +170,8 @@ def _buffer(count: int, dtype: torch.dtype) -> tuple[memoryview, Tensor]:
     """Room for `count` elements, as bytes and as a tensor of the same memory."""
     import torch
 
-    raw = bytearray(count * dtype.itemsize)
-    return memoryview(raw), torch.frombuffer(raw, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+    room = torch.empty(count, dtype=dtype)  # aligned as torch has it: sums may depend on that
+    return room.view(torch.uint8).numpy().data, room
 
 
 def _not_zero(values: Tensor) -> int:

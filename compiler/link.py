@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.atomic import remove
 from compiler.checkpoint import MODEL_INDEX, UNET, Checkpoint
 from compiler.file_copy import copy_range, create, opened, reopen, write_all
-from compiler.fold import MAX_THREADS, LinkError, TensorRounding, fold, one_thread_each
+from compiler.fold import MAX_THREADS, LinkError, TensorRounding, fold, one_thread_each, one_thread_here
 from compiler.json_file import read_object
 from compiler.output import storage_refusals
 from compiler.safetensors_file import METADATA, TensorEntry, encode_header, read_layout
@@ -202,6 +202,7 @@ class Linking:
     def _fold_one(
         self, entry: TensorEntry, deltas: Mapping[str, Tensor | TensorEntry], file: _File
     ) -> TensorRounding:
+        one_thread_here()
         with opened(entry.file) as source, reopen(file.target) as sink:
             return fold(entry, deltas[entry.name], source, sink, file.shift)
 

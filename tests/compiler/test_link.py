@@ -10,6 +10,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,20 @@ def test_a_delta_in_a_file_that_does_not_fit_is_our_fault(tiny_checkpoint: Path,
     with pytest.raises(LinkError, match="F16"):
         link(base, read_header(tmp_path / "half.safetensors")[0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_sums_over_a_tensor_are_those_of_one_thread_in_every_thread() -> None:
+    numbers = torch.randn(20480, generator=torch.Generator().manual_seed(1))  # MKL shares out as many
+
+    def total() -> float:
+        fold.one_thread_here()
+        return float(torch.dot(numbers, numbers))
+
+    with fold.one_thread_each():
+        alone = float(torch.dot(numbers, numbers))
+        for _ in range(20):
+            with ThreadPoolExecutor(1) as pool:  # a thread that has done nothing yet
+                assert pool.submit(total).result() == alone
 
 
 def test_metadata_beyond_the_format_is_dropped_and_the_tensors_stay(
