@@ -55,6 +55,7 @@ IMAGE: dict[str, Any] = {
     "steps": 100,
     "learning_rate": 3e-4,
     "batch": 8,
+    "keep_weight": 3.0,
 }
 
 
