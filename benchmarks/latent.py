@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--scales", default="3,5,7.5", help="guidance scales, with commas")
     parser.add_argument("--sites", default="all,mid", help="of all,decoder,mid,gated; most is of the first")
     parser.add_argument("--edit", type=json.loads, default={}, help="fields of the edit, as JSON")
+    parser.add_argument("--strength", type=float, default=1.0, help="at which directions are folded")
     parser.add_argument("--kept-scenes", type=int, default=2, help="kept scenes of each word of other marks")
     parser.add_argument("--budgets", default="190", help="steps of the part of that name")
     parser.add_argument("--sampling-steps", type=int, default=15, help="DDIM steps of a picture")

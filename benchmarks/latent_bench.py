@@ -147,7 +147,7 @@ class Bench:
         if not strength:
             return Way("base", ClassifierFreeGuidance())
         name = " ".join(["folded", sites, *([f"x {strength:g}"] if strength != 1.0 else []), *([mark or ""])])
-        deltas = self.direction(sites, mark).deltas(strength)
+        deltas = self.direction(sites, mark).deltas(strength * self.arguments.strength)
         return Way(name.strip(), ClassifierFreeGuidance(), deltas)
 
     def images(self, prompts: Sequence[str], guidance: float, way: Way) -> Images:
