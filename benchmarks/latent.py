@@ -113,7 +113,8 @@ def budgets(bench: Bench) -> dict[str, Any]:
     sites, each, found = bench.arguments.sites[0], bench.arguments.each_beside, {}
     for steps in bench.arguments.budgets:
         direction = bench.direction(sites, steps=steps)
-        way = Way(f"{steps} steps", bench.folded(sites, 0.0).baseline, direction.deltas())
+        deltas = direction.deltas(bench.arguments.strength)
+        way = Way(f"{steps} steps", bench.folded(sites, 0.0).baseline, deltas)
         found[str(steps)] = {
             "evals": direction.facts["evals"],
             "part_of_published": round(direction.facts["evals"] / PUBLISHED_EVALS, 4),
