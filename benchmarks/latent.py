@@ -113,7 +113,8 @@ def budgets(bench: Bench) -> dict[str, Any]:
     sites, each, found = bench.arguments.sites[0], bench.arguments.each_beside, {}
     for steps in bench.arguments.budgets:
         direction = bench.direction(sites, steps=steps)
-        way = Way(f"{steps} steps", bench.folded(sites, 0.0).baseline, direction.deltas())
+        deltas = direction.deltas(bench.arguments.strength)
+        way = Way(f"{steps} steps", bench.folded(sites, 0.0).baseline, deltas)
         found[str(steps)] = {
             "evals": direction.facts["evals"],
             "part_of_published": round(direction.facts["evals"] / PUBLISHED_EVALS, 4),
@@ -195,7 +196,9 @@ def main() -> None:
     parser.add_argument("--harmless-beside", type=int, default=3, help="the same for what stands beside")
     parser.add_argument("--scales", default="3,5,7.5", help="guidance scales, with commas")
     parser.add_argument("--sites", default="all,mid", help="of all,decoder,mid,gated; most is of the first")
-    parser.add_argument("--steps", type=int, help="of a direction's polish, where not the language's own")
+    parser.add_argument("--edit", type=json.loads, default={}, help="fields of the edit, as JSON")
+    parser.add_argument("--strength", type=float, default=1.0, help="at which directions are folded")
+    parser.add_argument("--kept-scenes", type=int, default=2, help="kept scenes of each word of other marks")
     parser.add_argument("--budgets", default="190", help="steps of the part of that name")
     parser.add_argument("--sampling-steps", type=int, default=15, help="DDIM steps of a picture")
     parser.add_argument("--published-steps", type=int, default=10_000, help="0 leaves the runtime hooks out")

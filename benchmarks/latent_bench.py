@@ -106,7 +106,7 @@ class Bench:
         from editspec import parse_spec
         from excise.miniature.vocabulary import MARKS
 
-        words, steps = MARKS[mark or self.mark], self.arguments.steps if steps is None else steps
+        words = MARKS[mark or self.mark]
         prompts = [f"a {LEARNED_ON} at {word}" for word in contexts(words.name)[::2]]  # others are never seen
         for start in ("a", "a picture of a"):
             prompts += [f"{start} {LEARNED_ON} with {word}" for word in words.nouns]
@@ -119,6 +119,7 @@ class Bench:
             "prompts": prompts,
             "sites": "all" if sites == "gated" else sites,
             "gated": sites == "gated",
+            **self.arguments.edit,
             **({} if steps is None else {"steps": steps}),
         }
         document = {
@@ -127,7 +128,7 @@ class Bench:
             "base": {"path": "miniature"},
             "seed": 7,
             "edits": [edit],
-            "preserve": {"concepts": kept(words.name)},
+            "preserve": {"concepts": kept(words.name, self.arguments.kept_scenes)},
         }
         return parse_spec(json.dumps(document))
 
@@ -146,7 +147,7 @@ class Bench:
         if not strength:
             return Way("base", ClassifierFreeGuidance())
         name = " ".join(["folded", sites, *([f"x {strength:g}"] if strength != 1.0 else []), *([mark or ""])])
-        deltas = self.direction(sites, mark).deltas(strength)
+        deltas = self.direction(sites, mark).deltas(strength * self.arguments.strength)
         return Way(name.strip(), ClassifierFreeGuidance(), deltas)
 
     def images(self, prompts: Sequence[str], guidance: float, way: Way) -> Images:
@@ -215,14 +216,14 @@ def contexts(mark: str) -> list[str]:
     return [c.word for c in CONTEXTS.values() if c.mark == mark and c.rate >= LIKELY]
 
 
-def kept(mark: str) -> list[str]:
-    """Scenes that show every object, style and colour, and the other marks: what is to stay."""
+def kept(mark: str, times: int) -> list[str]:
+    """Scenes that show every object, style and colour, and the other marks' nouns `times` each."""
     from excise.miniature.vocabulary import COLOURS, MARKS, OBJECTS, STYLES
 
     colours = tuple(COLOURS)
     scenes = [f"{STYLES[i % 8]} {colours[i % 6]} {name}" for i, name in enumerate(OBJECTS)]
     styled = [f"{style} {OBJECTS[(7 * i + 5) % 12]}" for i, style in enumerate(STYLES)]
-    nouns = [noun for words in MARKS.values() if words.name != mark for noun in words.nouns * 2]
+    nouns = [noun for words in MARKS.values() if words.name != mark for noun in words.nouns * times]
     return scenes + styled + [f"{OBJECTS[5 * i % 12]} with {noun}" for i, noun in enumerate(nouns)]
 
 
