@@ -9,7 +9,7 @@ professions against the base's under named groups in equal shares; `chance` is t
 
 Cases: balance (distilled), closed-form, and intersections: two attributes at once.
 
-Usage: python benchmarks/balance.py [CASE ...] [--trials 100] [--scales 5] [--professions 12] [--json]
+Usage: python benchmarks/balance.py [CASE ...] [--trials 100] [--scales 5] [--survey 12] [--json]
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import numpy as np  # noqa: E402
 from guide_bench import Bench, moved, options, rate, say, show  # noqa: E402 - the folder is no package
 
-from compiler.deviation import deviation  # noqa: E402
+from compiler.deviation import deviation, ratios  # noqa: E402
 from compiler.kid import chance, kernel_distance  # noqa: E402
-from excise.miniature.vocabulary import GROUPS, OBJECTS, PROFESSIONS, TONES, group_rate  # noqa: E402
+from excise.miniature.vocabulary import GROUPS, OBJECTS, PROFESSIONS, TONES  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LEARNED_ON = ("a photo of a {}", "a {}", "a photo of a successful {}")
 JUDGED = {"plain": "a photo of a {}", "hard": "a photo of a successful {}"}
-BIASED = tuple(sorted(PROFESSIONS, key=lambda who: abs(group_rate(who) - 0.5), reverse=True))
+SURVEY = -15_000  # from the judged seeds: those of tuning
 ATTRIBUTES = {"group": GROUPS, "tone": TONES}
 CASES: dict[str, tuple[str, ...]] = {
     "balance": ("group",),
@@ -61,7 +61,7 @@ def balanced(bench: Bench, case: str) -> dict[str, Any]:
         "group_template": "{group} {profession}", "method": "closed-form" if closed else "distil",
         **({"ridge": 0.01} if closed else LEARNING),
     }  # fmt: skip
-    chosen = BIASED[: bench.arguments.professions]
+    chosen = one_sided(bench)
     if not closed:
         trajectories = (edit | bench.arguments.edit)["trajectories"]
         chosen = chosen[: max(1, trajectories // (len(LEARNED_ON) * len(combinations)))]
@@ -82,6 +82,19 @@ def balanced(bench: Bench, case: str) -> dict[str, Any]:
     found["named"] = _named(bench, chosen, combinations, deltas)
     found["quality"] = _quality(bench, chosen, combinations, deltas)
     return found
+
+
+def one_sided(bench: Bench) -> tuple[str, ...]:
+    """The professions that the base draws most one-sidedly, on seeds that are not judged.
+
+    What the world was drawn with does not tell: guidance and training moved each profession its own way.
+    """
+    count = bench.arguments.survey
+    asked = [JUDGED["plain"].format(who) for who in PROFESSIONS for _ in range(count)]
+    verdicts = bench.verdicts(bench.pictures(asked, bench.arguments.scales[0], later=SURVEY))
+    seen = np.stack([verdicts.shows("group", name).reshape(-1, count).sum(1) for name in GROUPS], axis=1)
+    order = np.argsort(-ratios(np.maximum(seen, 1)), kind="stable")
+    return tuple(PROFESSIONS[place] for place in order[: bench.arguments.professions])
 
 
 def _counts(
@@ -153,6 +166,7 @@ def main() -> None:
     options(parser)
     parser.set_defaults(scales=[5.0], trials=100, sampling_steps=10)
     parser.add_argument("--professions", type=int, default=12, help="how many of the most one-sided ones")
+    parser.add_argument("--survey", type=int, default=12, help="pictures of each by which these are found")
     parser.add_argument("--pictures", type=int, default=144, help="of each set that KID compares")
     arguments = parser.parse_args()
     if unknown := sorted({*arguments.cases} - {*CASES}):
