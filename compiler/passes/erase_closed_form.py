@@ -24,7 +24,7 @@ class EraseClosedForm(EditPass):
     """All closed-form erasures of a spec, solved together."""
 
     name: ClassVar[str] = "erase/closed-form"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     order: ClassVar[int] = 90
     merges: ClassVar[bool] = True
 
