@@ -74,6 +74,15 @@ def composed_batch(edit: Erase) -> int:
     return -(-edit.batch // 2) if edit.composed else 0
 
 
+def implicit_request(edit: Erase, spec: EditSpec) -> BankRequest | None:
+    """Trajectories of prompts that draw the concept unnamed, with its prediction beside; None without."""
+    if not edit.implicit:
+        return None
+    concept = fill(TEMPLATES[edit.kind][0], edit.concept)
+    count = max(edit.trajectories, len(edit.implicit))
+    return BankRequest.of(edit, spec.seed, edit.implicit, count, {"concept": [concept] * len(edit.implicit)})
+
+
 def kept_requests(
     group: Sequence[Erase], spec: EditSpec, neighbours: Mapping[str, Sequence[str]]
 ) -> list[BankRequest]:
@@ -105,6 +114,7 @@ def learning_evals(
     batches = [
         *(edit.batch for edit in group),
         *(composed_batch(edit) for edit in group),
+        *(edit.batch for edit in group if edit.implicit),
         *keep_batches(joint, keep),
     ]
     if first.robust:

@@ -13,6 +13,7 @@ from compiler.esd_plan import (
     ROUNDS,
     composed_request,
     composed_with,
+    implicit_request,
     kept_requests,
     learning_evals,
     own_request,
@@ -66,7 +67,7 @@ class EraseEsd(EditPass):
     """Erasures by distillation, alone or together. Each step: `batch` examples of each, and `keep`."""
 
     name: ClassVar[str] = "erase/esd"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
@@ -116,7 +117,11 @@ class EraseEsd(EditPass):
             from compiler.published import esd_evals
 
             return PassCost(esd_evals(group[0], spec.seed, scheduler), LOADING_SECONDS, memory)
-        requests = [own_request(edit, spec.seed) for edit in group] + _composed(group, spec)
+        requests = [
+            *(own_request(edit, spec.seed) for edit in group),
+            *_composed(group, spec),
+            *_implicit(group, spec),
+        ]
         keep = kept_requests(group, spec, {edit.id: () for edit in group})
         evals = sum(request.evals(scheduler) for request in (*requests, *keep))
         return PassCost(evals + learning_evals(group, keep, spec, scheduler), LOADING_SECONDS, memory)
@@ -148,8 +153,10 @@ class EraseEsd(EditPass):
             read = [text for one in texts.values() for text in one]
             teacher.refuse_cut_prompts(spec.pointer(edit), [*request.prompts, *read])
         composed = _composed(group, spec)
-        teacher.refuse_cut_prompts(spec.pointer(first), [text for one in composed for text in one.prompts])
-        learnt = esd.lesson(group, own, students, composed, keep, teacher)
+        implicit = _implicit(group, spec)
+        further = [text for one in (*composed, *implicit) for text in one.prompts]
+        teacher.refuse_cut_prompts(spec.pointer(first), further)
+        learnt = esd.lesson(group, own, students, composed, implicit, keep, teacher)
         student = teacher.unet  # from here on: the base's predictions are all in the banks
         add_deltas(student, context.upstream)
         scheduler = context.checkpoint.config("scheduler")
@@ -166,7 +173,8 @@ class EraseEsd(EditPass):
         else:
             done = esd.fit(learnt, group, student, names, context, evals)
         record = {
-            "evals": sum(request.evals(scheduler) for request in (*own, *composed, *keep)) + done.evals,
+            "evals": done.evals
+            + sum(request.evals(scheduler) for request in (*own, *composed, *implicit, *keep)),
             "prompts": sorted({text for texts in students for one in texts.values() for text in one}),
             "composed_prompts": sorted({text for request in composed for text in request.prompts}),
             "kept_prompts": sorted({text for request in keep for text in request.prompts}),
@@ -208,6 +216,9 @@ def _misuse(edit: Erase, together: bool) -> list[tuple[str, str]]:
     if edit.composed and (edit.from_concept or edit.schedule == "published"):
         key = "from" if edit.from_concept else "schedule"
         found.append((key, "'composed' teaches prompts with the whole concept beside others, our way"))
+    if edit.implicit and (edit.from_concept or edit.schedule == "published"):
+        key = "from" if edit.from_concept else "schedule"
+        found.append((key, "'implicit' teaches prompts that draw the whole concept, our way"))
     if edit.schedule == "published" and (edit.from_concept or edit.aliases):
         key = "from" if edit.from_concept else "aliases"
         found.append((key, "the published schedule knows one concept alone"))
@@ -226,3 +237,8 @@ def _special(edit: Erase) -> dict[str, bool]:
 def _composed(group: Sequence[Erase], spec: EditSpec) -> list[BankRequest]:
     """The banks of composed prompts, one for each edit that asks for them."""
     return [request for edit in group if (request := composed_request(edit, spec))]
+
+
+def _implicit(group: Sequence[Erase], spec: EditSpec) -> list[BankRequest]:
+    """The banks of prompts that draw the concept unnamed, one for each edit that names some."""
+    return [request for edit in group if (request := implicit_request(edit, spec))]
