@@ -18,7 +18,7 @@ from compiler.bank import join as join_banks
 from compiler.blocks import refresh_request
 from compiler.conditioning import Conditioning
 from compiler.distil import Distilled, DistilSettings
-from compiler.esd_plan import composed_batch
+from compiler.esd_plan import Requests, composed_batch, student_prompts
 from compiler.keep import keep_terms
 from compiler.passes.erase_esd import erase_from_target, negative_guidance_target
 from compiler.refresh import Refreshing, train_in_blocks
@@ -132,23 +132,16 @@ def implicit_target(edit: Erase, bank: Bank) -> Callable[[Tensor], Tensor]:
     return target
 
 
-def lesson(
-    edits: Sequence[Erase],
-    own: Sequence[BankRequest],
-    students: Sequence[Mapping[str, Sequence[str]]],
-    composed: Sequence[BankRequest],
-    implicit: Sequence[BankRequest],
-    keep: Sequence[BankRequest],
-    teacher: Teacher,
-) -> Lesson:
+def lesson(edits: Sequence[Erase], asked: Requests, teacher: Teacher) -> Lesson:
     """The lesson of these edits together: own banks, composed ones, implicit ones, then what is kept."""
-    found = [teacher.bank(request) for request in (*own, *composed, *implicit, *keep)]
+    students = [student_prompts(edit, own) for edit, own in zip(edits, asked.own, strict=True)]
+    found = [teacher.bank(request) for request in asked.every]
     bank = join_banks(found)
     ends = [0]
     for part in found:
         ends.append(ends[-1] + len(part))
     spans = iter(range(start, stop) for start, stop in pairwise(ends))
-    rows = tuple(next(spans) for _ in own)
+    rows = tuple(next(spans) for _ in asked.own)
     texts = [text for one in students for group in one.values() for text in group]
     prompts, number = numbered([*texts, *bank.prompts], teacher)
     return Lesson(
@@ -157,8 +150,8 @@ def lesson(
         rows,
         tuple(next(spans) if edit.composed else range(0) for edit in edits),
         tuple(next(spans) if edit.implicit else range(0) for edit in edits),
-        tuple(keep),
-        range(ends[len(own) + len(composed) + len(implicit)], len(bank)),
+        asked.kept,
+        range(ends[len(asked.every) - len(asked.kept)], len(bank)),
         tuple(students),
         prompts,
         number,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from compiler.bank_request import BankRequest
@@ -93,6 +93,35 @@ def kept_requests(
         shared = 1 if spec.preserve.concepts and requests else 0
         found += [one for one in requests[:shared] if one not in found] + requests[shared:]
     return found
+
+
+@dataclass(frozen=True)
+class Requests:
+    """All banks of a run: each edit's own, of composed prompts, of implicit ones, and of what is kept."""
+
+    own: tuple[BankRequest, ...]
+    composed: tuple[BankRequest, ...]
+    implicit: tuple[BankRequest, ...]
+    kept: tuple[BankRequest, ...]
+
+    @classmethod
+    def of(cls, group: Sequence[Erase], spec: EditSpec, neighbours: Mapping[str, Sequence[str]]) -> Requests:
+        """`neighbours` are the mined words of each edit, by its id."""
+        return cls(
+            tuple(own_request(edit, spec.seed) for edit in group),
+            tuple(request for edit in group if (request := composed_request(edit, spec))),
+            tuple(request for edit in group if (request := implicit_request(edit, spec))),
+            tuple(kept_requests(group, spec, neighbours)),
+        )
+
+    @property
+    def every(self) -> tuple[BankRequest, ...]:
+        """All of them, in the order of the lesson's rows."""
+        return self.own + self.composed + self.implicit + self.kept
+
+    def evals(self, scheduler: Mapping[str, Any]) -> int:
+        """U-Net evals of sampling them all."""
+        return sum(request.evals(scheduler) for request in self.every)
 
 
 def round_steps(steps: int) -> list[int]:

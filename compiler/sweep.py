@@ -78,7 +78,7 @@ class Sweep:
         steps = longer or continued_steps(edit.steps)
         further = reach(edit) / near.reach if near.reach else 1.0
         start = {name: further * change for name, change in near.deltas.items()}
-        whole = settings_of(edit, self._context, "esd", edit.id, "continued", len(self.settings))
+        whole = settings_of(edit, self._context, "esd", edit.id, "continued", str(len(self.settings)))
         settings = replace(whole, steps=steps, done=(CONTINUED - 1) * steps, whole=CONTINUED * steps)
         with changed(self._student, start):
             done = fit(self._learnt, [edit], self._student, self._names, self._context, self._most, settings)
