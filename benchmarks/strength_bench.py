@@ -29,7 +29,7 @@ SEARCHED: dict[str, Any] = {
     "learning_rate": 1.6e-3,
     "batch": 8,
     "sampling_steps": 20,
-    "keep_weight": 2.0,
+    "keep_weight": 4.0,
 }
 CASES: dict[str, dict[str, Any]] = {
     "star": {"kind": "object", "aliases": ["pentastar"]},
