@@ -162,7 +162,9 @@ def implicit(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
 IMPLICIT: dict[str, Any] = {
     "kind": "content",
     "selection": "non-cross-attention",
+    "negative_guidance": 3.0,
     "learning_rate": 1e-3,
+    "keep_weight": 2.0,
 }
 
 
