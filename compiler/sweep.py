@@ -1,9 +1,10 @@
 """Several strengths of one erasure, trained one after another on one lesson: most start where another ended.
 
 The target e_0 - eta (e_c - e_0) moves in a line with eta, and so, nearly, do the weights that reach it. So a
-setting starts from the changes of the nearest one trained before, scaled by how much further its target lies,
-and needs the end of a training only: the last third of the steps, at the falling rates of that third. On the
-miniature that comes as near to the target as a training of its own, with no more drift.
+setting starts from the changes of the nearest one trained before and takes a third of the steps, at the rates
+of the second half of a training. Towards a smaller eta these changes are scaled down to where they should
+lie; towards a larger one they are not scaled up, for that would scale what drifted too. On the miniature,
+from eta 1 to 1.8, 3 and 4.6, each comes as near to its target as when trained alone, with half the drift.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from compiler.deltas import added
 from compiler.distil import Distilled
 from compiler.esd import Lesson, fit
 from compiler.judging import changed
-from compiler.strength import CONTINUED, continued_steps, reach
+from compiler.strength import continued_steps, reach
 from compiler.training import settings_of
 
 if TYPE_CHECKING:
@@ -76,10 +77,10 @@ class Sweep:
 
     def _continued(self, edit: Erase, near: Setting, longer: int) -> Setting:
         steps = longer or continued_steps(edit.steps)
-        further = reach(edit) / near.reach if near.reach else 1.0
-        start = {name: further * change for name, change in near.deltas.items()}
+        nearer = min(1.0, reach(edit) / near.reach) if near.reach else 1.0
+        start = {name: nearer * change for name, change in near.deltas.items()}
         whole = settings_of(edit, self._context, "esd", edit.id, "continued", str(len(self.settings)))
-        settings = replace(whole, steps=steps, done=(CONTINUED - 1) * steps, whole=CONTINUED * steps)
+        settings = replace(whole, steps=steps, done=steps, whole=2 * steps)
         with changed(self._student, start):
             done = fit(self._learnt, [edit], self._student, self._names, self._context, self._most, settings)
         return Setting(reach(edit), near.steps + steps, replace(done, deltas=added(start, done.deltas)))
