@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LADDER = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # times as far from the concept as the edit's own target
 TRIALS = 6  # at most; three find a place among six rungs
-CONTINUED = 3  # a setting that goes on from another's weights takes the last third of a training
+CONTINUED = 3  # a setting that goes on from another's weights takes a third of the steps
 PICTURES = 20  # of each gate in a trial
 CONFIRMING = 60  # of each gate before a setting is chosen
 MOST_ETA = 100.0  # as in the schema
