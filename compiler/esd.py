@@ -18,7 +18,7 @@ from compiler.bank import join as join_banks
 from compiler.blocks import refresh_request
 from compiler.conditioning import Conditioning
 from compiler.distil import Distilled, DistilSettings
-from compiler.esd_plan import composed_batch
+from compiler.esd_plan import Requests, composed_batch, student_prompts
 from compiler.keep import keep_terms
 from compiler.passes.erase_esd import erase_from_target, negative_guidance_target
 from compiler.refresh import Refreshing, train_in_blocks
@@ -39,14 +39,16 @@ if TYPE_CHECKING:
 class Lesson:
     """All that training needs. `rows` are the bank's rows of each edit, `students` what it reads there.
 
-    `composed` are rows of prompts that name the concept among others, none where the edit has none. From row
-    `kept_rows` on up to its end the bank is of what is kept, as `kept` asked for it.
+    `composed` are rows of prompts that name the concept among others, `implicit` of those that draw it
+    unnamed; none where the edit has none. From row `kept_rows` on up to its end the bank is of what is kept,
+    as `kept` asked for it.
     """
 
     edits: tuple[Erase, ...]
     bank: Bank
     rows: tuple[Sequence[int], ...]
     composed: tuple[range, ...]
+    implicit: tuple[range, ...]
     kept: tuple[BankRequest, ...]
     kept_rows: range
     students: tuple[Mapping[str, Sequence[str]], ...]
@@ -77,15 +79,22 @@ class Lesson:
         for edit, rows in zip(chosen, self.composed, strict=True):
             if rows:
                 name = "composed" if alone else f"composed {edit.id}"
-                found.append(self._composed_term(name, rows, composed_batch(edit)))
+                # Where the base draws the concept among others, what it predicts without the concept.
+                target = lambda chosen: self.bank.take("kept", chosen)  # noqa: E731
+                found.append(Term(name, self.bank, self._as_asked(rows), target, 1.0, composed_batch(edit)))
+        for edit, rows in zip(chosen, self.implicit, strict=True):
+            if rows:
+                name = "implicit" if alone else f"implicit {edit.id}"
+                away = implicit_target(edit, self.bank)
+                found.append(Term(name, self.bank, self._as_asked(rows), away, 1.0, edit.batch))
         return [*found, *self.keep]
 
-    def _composed_term(self, name: str, rows: range, batch: int) -> Term:
-        """Where the base draws the concept among others, what it predicts there without the concept."""
+    def _as_asked(self, rows: range) -> Tensor:
+        """Each row with the prompt that it was sampled for."""
         prompt = self.bank.column("prompt")[rows.start : rows.stop].tolist()
-        examples = [(row, self.number[self.bank.prompts[at]]) for row, at in zip(rows, prompt, strict=True)]
-        target = lambda chosen: self.bank.take("kept", chosen)  # noqa: E731
-        return Term(name, self.bank, torch.tensor(examples), target, 1.0, batch)
+        return torch.tensor(
+            [(row, self.number[self.bank.prompts[at]]) for row, at in zip(rows, prompt, strict=True)]
+        )
 
     def _examples(self, rows: Sequence[int], students: Mapping[str, Sequence[str]]) -> Tensor:
         prompt = self.bank.column("prompt")[list(rows)].tolist()
@@ -110,22 +119,29 @@ def target_of(edit: Erase, bank: Bank) -> Callable[[Tensor], Tensor]:
     return target
 
 
-def lesson(
-    edits: Sequence[Erase],
-    own: Sequence[BankRequest],
-    students: Sequence[Mapping[str, Sequence[str]]],
-    composed: Sequence[BankRequest],
-    keep: Sequence[BankRequest],
-    teacher: Teacher,
-) -> Lesson:
-    """The lesson of these edits together: their own banks, composed ones, then those of what is kept."""
-    found = [teacher.bank(request) for request in (*own, *composed, *keep)]
+def implicit_target(edit: Erase, bank: Bank) -> Callable[[Tensor], Tensor]:
+    """Where a prompt draws the concept unnamed: its own prediction, as far away from the concept's guidance.
+
+    For the concept's own prompt that is the target of ESD: e_c - (1 + eta) (e_c - e_0).
+    """
+
+    def target(rows: Tensor) -> Tensor:
+        uncond, cond, concept = (bank.take(name, rows) for name in ("uncond", "cond", "concept"))
+        return erase_from_target(cond, uncond, concept, 1.0 + edit.negative_guidance)
+
+    return target
+
+
+def lesson(edits: Sequence[Erase], asked: Requests, teacher: Teacher) -> Lesson:
+    """The lesson of these edits together: own banks, composed ones, implicit ones, then what is kept."""
+    students = [student_prompts(edit, own) for edit, own in zip(edits, asked.own, strict=True)]
+    found = [teacher.bank(request) for request in asked.every]
     bank = join_banks(found)
     ends = [0]
     for part in found:
         ends.append(ends[-1] + len(part))
     spans = iter(range(start, stop) for start, stop in pairwise(ends))
-    rows = tuple(next(spans) for _ in own)
+    rows = tuple(next(spans) for _ in asked.own)
     texts = [text for one in students for group in one.values() for text in group]
     prompts, number = numbered([*texts, *bank.prompts], teacher)
     return Lesson(
@@ -133,8 +149,9 @@ def lesson(
         bank,
         rows,
         tuple(next(spans) if edit.composed else range(0) for edit in edits),
-        tuple(keep),
-        range(ends[len(own) + len(composed)], len(bank)),
+        tuple(next(spans) if edit.implicit else range(0) for edit in edits),
+        asked.kept,
+        range(ends[len(asked.every) - len(asked.kept)], len(bank)),
         tuple(students),
         prompts,
         number,
@@ -148,8 +165,12 @@ def fit(
     names: Sequence[str],
     context: PassContext,
     evals: int,
+    settings: DistilSettings | None = None,
 ) -> Distilled:
-    """Train on the lesson at the strength and for the steps that `edits` say; `student` stays as it was."""
+    """Train on the lesson at the strength and for the steps that `edits` say; `student` stays as it was.
+
+    `settings`, where given, say how long and how fast instead.
+    """
     first = edits[0]
     return train(
         context,
@@ -157,7 +178,7 @@ def fit(
         names,
         learnt.prompts,
         learnt.terms(edits),
-        settings_of(first, context, "esd", *(edit.id for edit in edits)),
+        settings or settings_of(first, context, "esd", *(edit.id for edit in edits)),
         pointer=context.spec.pointer(learnt.edits[0]),
         title=f"distil {', '.join(edit.id for edit in edits)}",
         evals=evals,

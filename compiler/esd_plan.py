@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from compiler.bank_request import BankRequest
@@ -76,6 +76,15 @@ def composed_batch(edit: Erase) -> int:
     return edit.batch if edit.composed else 0
 
 
+def implicit_request(edit: Erase, spec: EditSpec) -> BankRequest | None:
+    """Trajectories of prompts that draw the concept unnamed, with its prediction beside; None without."""
+    if not edit.implicit:
+        return None
+    concept = fill(TEMPLATES[edit.kind][0], edit.concept)
+    count = max(edit.trajectories, len(edit.implicit))
+    return BankRequest.of(edit, spec.seed, edit.implicit, count, {"concept": [concept] * len(edit.implicit)})
+
+
 def kept_requests(
     group: Sequence[Erase], spec: EditSpec, neighbours: Mapping[str, Sequence[str]]
 ) -> list[BankRequest]:
@@ -86,6 +95,35 @@ def kept_requests(
         shared = 1 if spec.preserve.concepts and requests else 0
         found += [one for one in requests[:shared] if one not in found] + requests[shared:]
     return found
+
+
+@dataclass(frozen=True)
+class Requests:
+    """All banks of a run: each edit's own, of composed prompts, of implicit ones, and of what is kept."""
+
+    own: tuple[BankRequest, ...]
+    composed: tuple[BankRequest, ...]
+    implicit: tuple[BankRequest, ...]
+    kept: tuple[BankRequest, ...]
+
+    @classmethod
+    def of(cls, group: Sequence[Erase], spec: EditSpec, neighbours: Mapping[str, Sequence[str]]) -> Requests:
+        """`neighbours` are the mined words of each edit, by its id."""
+        return cls(
+            tuple(own_request(edit, spec.seed) for edit in group),
+            tuple(request for edit in group if (request := composed_request(edit, spec))),
+            tuple(request for edit in group if (request := implicit_request(edit, spec))),
+            tuple(kept_requests(group, spec, neighbours)),
+        )
+
+    @property
+    def every(self) -> tuple[BankRequest, ...]:
+        """All of them, in the order of the lesson's rows."""
+        return self.own + self.composed + self.implicit + self.kept
+
+    def evals(self, scheduler: Mapping[str, Any]) -> int:
+        """U-Net evals of sampling them all."""
+        return sum(request.evals(scheduler) for request in self.every)
 
 
 def round_steps(steps: int) -> list[int]:
@@ -107,6 +145,7 @@ def learning_evals(
     batches = [
         *(edit.batch for edit in group),
         *(composed_batch(edit) for edit in group),
+        *(edit.batch for edit in group if edit.implicit),
         *keep_batches(joint, keep),
     ]
     if first.robust:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Judge:
-    """Draws a few pictures for each gate with the base plus changes. `evals` counts what that took."""
+    """Draws a few pictures for each gate with the base plus changes. `evals` counts what that took.
+
+    The same numbers are the same prompts and seeds; others are fresh ones.
+    """
 
     def __init__(self, context: PassContext, gates: Sequence[Gate]) -> None:
         self._context, self._gates = context, tuple(gates)
@@ -28,13 +31,13 @@ class Judge:
         self._evaluators = open_evaluators(context.spec, context.spec.folder, context.device)
         self.evals = 0
 
-    def __call__(self, deltas: Mapping[str, Tensor]) -> tuple[int, int, bool]:
+    def __call__(self, deltas: Mapping[str, Tensor], numbers: range) -> tuple[int, int, bool]:
         """(pictures in which the concept is seen, pictures, whether every gate promises to hold)."""
         seen = pictures = 0
         held = True
         with changed(self._sampler.pipeline.unet, added(self._context.upstream, deltas)):
             for gate in self._gates:
-                draws, sampling = draws_of(gate, self._context.spec)
+                draws, sampling = draws_of(gate, self._context.spec, numbers)
                 images = self._sampler.images(
                     draws, sampling, progress=self._context.progress, name=f"judge {gate.id}"
                 )

@@ -1,14 +1,16 @@
 """`strength: "auto"`: the least drift at which the gates on a concept hold, searched on one bank.
 
 A larger negative guidance erases more and harms more (ESD, section 5.4: eta 1, 3, 10 remove 83, 88, 92 % of
-nudity at a cost of 7, 14, 34 % of other objects' accuracy). Every setting is trained on the same cached bank
-and judged in a few pictures, drawn with seeds that the gates do not use. Erasure grows with eta, so the
-search bisects a ladder of etas, then tries other numbers of steps where it ended.
+nudity at a cost of 7, 14, 34 % of other objects' accuracy). Settings are trained on one cached bank, each but
+the first from the nearest one before it (compiler.sweep), and judged in a few pictures, drawn with seeds that
+the gates do not use. Erasure grows with eta, so the search bisects a ladder of etas and trains longer where
+it ended. Of settings that look well in few pictures the mildest is the likeliest to have been lucky: it must
+look as well in more of them, else the next is taken, and then the ladder's next rung.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +29,21 @@ if TYPE_CHECKING:
     from compiler.passes import PassContext
     from editspec import EditSpec
 
-LADDER = (0.5, 1.0, 2.0, 4.0, 8.0)  # times the edit's negative_guidance
-BISECTIONS = 3  # trials that find a place among five rungs
+LADDER = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # times as far from the concept as the edit's own target
+TRIALS = 6  # at most; three find a place among six rungs
+CONTINUED = 3  # a setting that goes on from another's weights takes a third of the steps
 PICTURES = 20  # of each gate in a trial
+CONFIRMING = 60  # of each gate before a setting is chosen
 MOST_ETA = 100.0  # as in the schema
 DRIFT_EXAMPLES = 64  # at most, of each of the two keep terms, to tell how far a setting drifts
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting: what it erased in `pictures` pictures, and how far what should stay drifted."""
+    """One setting: what it erased in `pictures` pictures, and how far what should stay drifted.
+
+    `steps` are those of its whole training, with those of the setting that it went on from.
+    """
 
     negative_guidance: float
     steps: int
@@ -45,12 +52,17 @@ class Trial:
     drift: float
     holds: bool
 
+    @property
+    def rate(self) -> float:
+        """The share of its pictures in which the concept is still seen."""
+        return self.seen / self.pictures
+
     def as_dict(self) -> dict[str, Any]:
         """JSON facts for edits.json."""
         return {
             "negative_guidance": self.negative_guidance,
             "steps": self.steps,
-            "rate": round(self.seen / self.pictures, 4),
+            "rate": round(self.rate, 4),
             "pictures": self.pictures,
             "drift": float(f"{self.drift:.4g}"),
             "holds": self.holds,
@@ -84,15 +96,32 @@ def strength_reads(edit: Erase, spec: EditSpec) -> Any:
     }
 
 
+def reach(edit: Erase) -> float:
+    """How many times e_c - e_0 the edit's target lies from what the base predicts for the concept."""
+    return edit.negative_guidance + (0.0 if edit.from_concept else 1.0)
+
+
+def ladder(edit: Erase) -> tuple[float, ...]:
+    """The etas to search among, ascending, each once."""
+    own = reach(edit)
+    etas = (factor * own - (own - edit.negative_guidance) for factor in LADDER)
+    return tuple(dict.fromkeys(round(min(MOST_ETA, max(0.0, eta)), 4) for eta in etas))
+
+
+def continued_steps(steps: int) -> int:
+    """The steps of a setting that goes on from another one's weights."""
+    return -(-steps // CONTINUED)
+
+
 def searching_steps(edit: Erase) -> list[int]:
-    """The training steps of every trial, at most: the bisection, then one with half or twice the steps."""
-    return [edit.steps] * BISECTIONS + [2 * edit.steps]
+    """The training steps of every trial, at most: one whole, one as long again, the others continued."""
+    return [edit.steps, edit.steps] + [continued_steps(edit.steps)] * (TRIALS - 2)
 
 
 def judging_evals(edit: Erase, spec: EditSpec) -> int:
     """Evals of judging every trial, at most: pictures, and predictions that tell the drift."""
-    pictures = sum(2 * PICTURES * gate.steps for gate in gates_on(edit, spec))
-    return (BISECTIONS + 1) * (pictures + 2 * DRIFT_EXAMPLES)
+    pictures = sum(2 * CONFIRMING * gate.steps for gate in gates_on(edit, spec))
+    return TRIALS * (pictures + 2 * DRIFT_EXAMPLES)
 
 
 def search(
@@ -102,53 +131,67 @@ def search(
 
     `student` is base plus upstream, and ends so. The record lists every setting that was tried.
     """
-    from compiler.esd import drift, fit
-    from compiler.judging import Judge
-    from compiler.unet import add_deltas
+    from compiler.esd import drift
+    from compiler.judging import Judge, changed
+    from compiler.sweep import Sweep
 
     (edit,) = learnt.edits
     judge = Judge(context, gates_on(edit, context.spec))
-    found: list[tuple[Trial, Distilled]] = []
-    spent = 0
+    sweep = Sweep(learnt, student, names, context, evals)
+    trials: list[Trial] = []
 
-    def trial(eta: float, steps: int) -> Trial:
-        nonlocal spent
-        setting = replace(edit, negative_guidance=eta, steps=steps)
-        done = fit(learnt, [setting], student, names, context, evals // (BISECTIONS + 1))
-        add_deltas(student, done.deltas)
-        moved = drift(student, learnt)
-        add_deltas(student, {name: -change for name, change in done.deltas.items()})
-        seen, pictures, holds = judge(done.deltas)
-        spent += done.evals
-        found.append((Trial(eta, steps, seen, pictures, moved, holds), done))
-        return found[-1][0]
+    def holds_at(eta: float, longer: int = 0) -> bool:
+        setting = sweep.train(eta, longer)
+        with changed(student, setting.deltas):
+            moved = drift(student, learnt)
+        seen, pictures, held = judge(setting.deltas, range(PICTURES))
+        trials.append(Trial(eta, setting.steps, seen, pictures, moved, held))
+        return held
 
-    rungs = [min(MOST_ETA, factor * edit.negative_guidance) for factor in LADDER]
-    held: int | None = None
+    def confirmed(number: int) -> bool:
+        seen, pictures, held = judge(sweep.settings[number].deltas, range(PICTURES, CONFIRMING))
+        first = trials[number]
+        trials[number] = replace(
+            first, seen=first.seen + seen, pictures=first.pictures + pictures, holds=held
+        )
+        return held
+
+    rungs = ladder(edit)
+    held = least(rungs, holds_at)
+    holds_at(rungs[-1 if held is None else held], edit.steps if held is None else continued_steps(edit.steps))
+    chosen = next(filter(confirmed, mildest(trials)), None)
+    highest = max(one.negative_guidance for one in trials)
+    for eta in [rung for rung in rungs if rung > highest][: TRIALS - len(trials)]:
+        if chosen is None and holds_at(eta):
+            chosen = next(filter(confirmed, mildest(trials)), None)
+    if chosen is None:
+        chosen = min(range(len(trials)), key=lambda n: (trials[n].rate, trials[n].drift))
+    record = {
+        "chosen": trials[chosen].as_dict(),
+        "tried": [one.as_dict() for one in trials],
+        "front": [one.as_dict() for one in front(trials)],
+    }
+    spent = sweep.evals + judge.evals + len(trials) * 2 * DRIFT_EXAMPLES
+    return replace(sweep.settings[chosen].done, evals=spent), record
+
+
+def least(rungs: Sequence[float], holds_at: Callable[[float], bool]) -> int | None:
+    """The place of the least rung that holds, by bisection; None where the last one tried does not."""
+    found: int | None = None
     low, high = 0, len(rungs) - 1
     while low <= high:
         middle = (low + high) // 2
-        if trial(rungs[middle], edit.steps).holds:
-            held, high = middle, middle - 1
+        if holds_at(rungs[middle]):
+            found, high = middle, middle - 1
         else:
             low = middle + 1
-    if held is None:
-        trial(rungs[-1], 2 * edit.steps)
-    elif edit.steps > 1:
-        trial(rungs[held], edit.steps // 2)
-    holding = [pair for pair in found if pair[0].holds]
-    best = (
-        min(holding, key=lambda pair: (pair[0].drift, pair[0].negative_guidance))
-        if holding
-        else min(found, key=lambda pair: (pair[0].seen, pair[0].drift))
-    )
-    record = {
-        "chosen": best[0].as_dict(),
-        "tried": [one.as_dict() for one, _ in found],
-        "front": [one.as_dict() for one in front([one for one, _ in found])],
-    }
-    pictures = judge.evals + len(found) * 2 * DRIFT_EXAMPLES
-    return replace(best[1], evals=spent + pictures), record
+    return found
+
+
+def mildest(trials: Sequence[Trial]) -> list[int]:
+    """The numbers of the trials that hold, those of least drift first."""
+    holding = [number for number, one in enumerate(trials) if one.holds]
+    return sorted(holding, key=lambda number: (trials[number].drift, trials[number].negative_guidance))
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -157,20 +200,20 @@ def front(trials: Sequence[Trial]) -> list[Trial]:
         one
         for one in trials
         if not any(
-            (other.seen, other.drift) != (one.seen, one.drift)
-            and other.seen <= one.seen
+            (other.rate, other.drift) != (one.rate, one.drift)
+            and other.rate <= one.rate
             and other.drift <= one.drift
             for other in trials
         )
     ]
-    return sorted(best, key=lambda one: (one.drift, one.seen))
+    return sorted(best, key=lambda one: (one.drift, one.rate))
 
 
-def draws_of(gate: Gate, spec: EditSpec) -> tuple[tuple[Draw, ...], Sampling]:
+def draws_of(gate: Gate, spec: EditSpec, numbers: range) -> tuple[tuple[Draw, ...], Sampling]:
     """A trial's pictures for a gate: its prompts in turn, with seeds of the search's own."""
     prompts = list(dict.fromkeys(fill(prompt, gate.concept or "") for prompt in gate.prompts))
     draws = []
-    for number in range(PICTURES):
+    for number in numbers:
         prompt = prompts[number % len(prompts)]
         draws.append(Draw(prompt, derive(spec.seed, "strength", prompt, number) % 2**31))
     return tuple(draws), Sampling(gate.guidance_scale, gate.steps)

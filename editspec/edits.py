@@ -51,6 +51,7 @@ class Erase:
     refresh: int = 0
     precision: Precision = "auto"
     composed: int = 0
+    implicit: tuple[str, ...] = ()
     together: str | None = None
     strength: Literal["fixed", "auto"] = "fixed"
     robust: bool = False

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.esd_plan import (
     ROUNDS,
-    composed_request,
+    Requests,
     composed_with,
-    kept_requests,
     learning_evals,
-    own_request,
     student_prompts,
     subject,
 )
@@ -30,7 +28,6 @@ from editspec.templates import TEMPLATES, fill
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compiler.bank_request import BankRequest
     from compiler.checkpoint import Checkpoint
     from compiler.safetensors_file import TensorEntry
     from editspec import Edit, EditSpec
@@ -66,7 +63,7 @@ class EraseEsd(EditPass):
     """Erasures by distillation, alone or together. Each step: `batch` examples of each, and `keep`."""
 
     name: ClassVar[str] = "erase/esd"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
@@ -116,10 +113,9 @@ class EraseEsd(EditPass):
             from compiler.published import esd_evals
 
             return PassCost(esd_evals(group[0], spec.seed, scheduler), LOADING_SECONDS, memory)
-        requests = [own_request(edit, spec.seed) for edit in group] + _composed(group, spec)
-        keep = kept_requests(group, spec, {edit.id: () for edit in group})
-        evals = sum(request.evals(scheduler) for request in (*requests, *keep))
-        return PassCost(evals + learning_evals(group, keep, spec, scheduler), LOADING_SECONDS, memory)
+        asked = Requests.of(group, spec, {edit.id: () for edit in group})
+        evals = asked.evals(scheduler) + learning_evals(group, asked.kept, spec, scheduler)
+        return PassCost(evals, LOADING_SECONDS, memory)
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
         from compiler import esd
@@ -139,21 +135,18 @@ class EraseEsd(EditPass):
             prompts = [fill(template, first.concept) for template in TEMPLATES[first.kind]]
             return erase_as_published(first, prompts, names, teacher, context)
         neighbours = {id: mined(mining, context) for id, mining in self.mining(group, spec).items()}
-        own = [own_request(edit, spec.seed) for edit in group]
-        keep = kept_requests(
-            group, spec, {id: [word for word, _ in found] for id, found in neighbours.items()}
-        )
-        students = [student_prompts(edit, request) for edit, request in zip(group, own, strict=True)]
-        for edit, request, texts in zip(group, own, students, strict=True):
-            read = [text for one in texts.values() for text in one]
-            teacher.refuse_cut_prompts(spec.pointer(edit), [*request.prompts, *read])
-        composed = _composed(group, spec)
-        teacher.refuse_cut_prompts(spec.pointer(first), [text for one in composed for text in one.prompts])
-        learnt = esd.lesson(group, own, students, composed, keep, teacher)
+        words = {id: [word for word, _ in found] for id, found in neighbours.items()}
+        asked = Requests.of(group, spec, words)
+        for edit, own in zip(group, asked.own, strict=True):
+            read = [text for one in student_prompts(edit, own).values() for text in one]
+            teacher.refuse_cut_prompts(spec.pointer(edit), [*own.prompts, *read])
+        further = [text for one in asked.composed + asked.implicit for text in one.prompts]
+        teacher.refuse_cut_prompts(spec.pointer(first), further)
+        learnt = esd.lesson(group, asked, teacher)
         student = teacher.unet  # from here on: the base's predictions are all in the banks
         add_deltas(student, context.upstream)
         scheduler = context.checkpoint.config("scheduler")
-        evals = learning_evals(group, keep, spec, scheduler)
+        evals = learning_evals(group, asked.kept, spec, scheduler)
         extra: dict[str, Any] = {}
         if first.strength == "auto":
             done, extra["strength"] = search(learnt, student, names, context, evals)
@@ -162,14 +155,15 @@ class EraseEsd(EditPass):
 
             done, extra["attacks"] = fit_robustly(learnt, student, names, context, evals)
         elif first.refresh:
-            done = esd.fit_refreshing(learnt, own[0], teacher, names, context, evals)
+            done = esd.fit_refreshing(learnt, asked.own[0], teacher, names, context, evals)
         else:
             done = esd.fit(learnt, group, student, names, context, evals)
         record = {
-            "evals": sum(request.evals(scheduler) for request in (*own, *composed, *keep)) + done.evals,
-            "prompts": sorted({text for texts in students for one in texts.values() for text in one}),
-            "composed_prompts": sorted({text for request in composed for text in request.prompts}),
-            "kept_prompts": sorted({text for request in keep for text in request.prompts}),
+            "evals": asked.evals(scheduler) + done.evals,
+            "prompts": sorted({t for texts in learnt.students for one in texts.values() for t in one}),
+            "composed_prompts": sorted({text for request in asked.composed for text in request.prompts}),
+            "implicit_prompts": sorted({text for request in asked.implicit for text in request.prompts}),
+            "kept_prompts": sorted({text for request in asked.kept for text in request.prompts}),
             "neighbours": {
                 id: [[word, round(cosine, 4)] for word, cosine in found] for id, found in neighbours.items()
             },
@@ -208,6 +202,9 @@ def _misuse(edit: Erase, together: bool) -> list[tuple[str, str]]:
     if edit.composed and (edit.from_concept or edit.schedule == "published"):
         key = "from" if edit.from_concept else "schedule"
         found.append((key, "'composed' teaches prompts with the whole concept beside others, our way"))
+    if edit.implicit and (edit.from_concept or edit.schedule == "published"):
+        key = "from" if edit.from_concept else "schedule"
+        found.append((key, "'implicit' teaches prompts that draw the whole concept, our way"))
     if edit.schedule == "published" and (edit.from_concept or edit.aliases):
         key = "from" if edit.from_concept else "aliases"
         found.append((key, "the published schedule knows one concept alone"))
@@ -221,8 +218,3 @@ def _special(edit: Erase) -> dict[str, bool]:
         "refresh": edit.refresh > 0,
         "schedule": edit.schedule == "published",
     }
-
-
-def _composed(group: Sequence[Erase], spec: EditSpec) -> list[BankRequest]:
-    """The banks of composed prompts, one for each edit that asks for them."""
-    return [request for edit in group if (request := composed_request(edit, spec))]

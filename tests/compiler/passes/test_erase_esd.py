@@ -107,6 +107,7 @@ def test_every_selected_weight_moves_and_no_other(base: Checkpoint, selection: s
         ({**STAR, "refresh": 1}, {"concepts": ["house"]}),
         ({**STAR, "refresh": 1, "from": "nurse", "aliases": []}, {}),
         ({**STAR, "composed": 5, "preserve": ["moon"]}, {"concepts": ["house"]}),
+        ({**STAR, "implicit": ["a night sky", "a flag"]}, {"concepts": ["house"]}),
     ],
     ids=[
         "preserve",
@@ -120,6 +121,7 @@ def test_every_selected_weight_moves_and_no_other(base: Checkpoint, selection: s
         "refresh",
         "refresh from",
         "composed",
+        "implicit",
     ],
 )
 def test_the_run_takes_the_evals_that_were_planned(
