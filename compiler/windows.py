@@ -109,7 +109,9 @@ def _prompts(spec: EditSpec, gates: Sequence[GatePlan]) -> Iterator[tuple[str, s
 
 
 def _whole_prompts(edit: Edit) -> Iterator[tuple[str, str]]:
-    """What a shift is learned on, which goes into no template: key in the spec, and the prompt."""
+    """What an edit is learned on that goes into no template: key in the spec, and the prompt."""
+    for key in ("implicit", "captions"):
+        yield from ((f"{key}/{number}", prompt) for number, prompt in enumerate(getattr(edit, key, ())))
     if not isinstance(edit, Shift):
         return
     yield from ((f"prompts/{number}", prompt) for number, prompt in enumerate(edit.prompts))

@@ -36,6 +36,7 @@ def test_a_usual_spec_fits(tiny_checkpoint: Path) -> None:
         ({"edit": {"aliases": ["star two", LONG.strip()]}}, "/edits/0/aliases"),
         ({"edit": {"method": "closed-form", "anchor": LONG.strip()}}, "/edits/0/anchor"),
         ({"edit": {"from": LONG.strip()}}, "/edits/0/from"),
+        ({"edit": {"implicit": ["a night", LONG.strip()]}}, "/edits/0/implicit/1"),
         ({"preserve": {"concepts": ["moon", LONG.strip()]}}, "/preserve/concepts/1"),
         ({"gates": [{"gate": "drift", "prompts": [LONG.strip()], "max_drift": 0.5}]}, "/gates/0"),
     ],
