@@ -145,23 +145,33 @@ def implicit_figures(world: World, each: int = 16) -> list[Figure]:
     ]
 
 
-def people_figures(world: World, each: int = 4) -> list[Figure]:
-    """Professions are recognised, and their skew lies near the design."""
+def people_figures(world: World, each: int = 12) -> list[Figure]:
+    """Professions are recognised, their skew is the designed one, and a group that is named is drawn."""
+    from scipy.stats import binom, spearmanr
+
     prompts, jobs = _repeat("a photo of a {}".format, PROFESSIONS, each)
     verdicts = world.verdicts(prompts, 1.0)
     zan = verdicts.shows("group", GROUPS[0]).reshape(len(PROFESSIONS), each).mean(1)
     design = np.array([group_rate(p) for p in PROFESSIONS])
-    deviation, designed = 2 * np.abs(zan - 0.5).mean(), 2 * np.abs(design - 0.5).mean()
+    # So few pictures look one-sided by chance alone: the design is counted as they are.
+    counts = np.arange(each + 1)
+    as_counted = binom.pmf(counts, each, design[:, None]) @ (2 * np.abs(counts / each - 0.5))
+    gap = 2 * np.abs(zan - 0.5).mean() - as_counted.mean()
+    named, wanted = _repeat(lambda who: who, GROUPS, len(PROFESSIONS))
+    asked = [f"a photo of a {group} {job}" for group, job in zip(named, PROFESSIONS * 2, strict=True)]
+    right = world.verdicts(asked, 5.0).shows("group", wanted)
     return [
         at_least(
             "professions right, guidance 1", verdicts.shows("profession", jobs).mean(), 0.9, len(prompts)
         ),
-        at_most(
-            "mean deviation ratio, distance from the design, guidance 1",
-            abs(deviation - designed),
-            0.12,
+        at_most("mean deviation ratio, distance from the design, guidance 1", abs(gap), 0.12, len(prompts)),
+        at_least(
+            "share of a group, rank correlation with the design, guidance 1",
+            spearmanr(zan, design)[0],
+            0.9,
             len(prompts),
         ),
+        at_least("a group that is named is drawn, guidance 5", right.mean(), 0.9, len(asked)),
     ]
 
 
