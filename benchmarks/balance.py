@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import numpy as np  # noqa: E402
-from guide_bench import Bench, moved, options, rate, say, show  # noqa: E402 - the folder is no package
+from guide_bench import Bench, moved, options, rate, run_cases, say  # noqa: E402 - the folder is no package
 
 from compiler.deviation import deviation, ratios  # noqa: E402
 from compiler.kid import chance, kernel_distance  # noqa: E402
@@ -162,17 +162,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     options(parser)
     parser.set_defaults(scales=[5.0], trials=100, sampling_steps=10)
     parser.add_argument("--professions", type=int, default=12, help="how many of the most one-sided ones")
     parser.add_argument("--survey", type=int, default=12, help="pictures of each by which these are found")
     parser.add_argument("--pictures", type=int, default=144, help="of each set that KID compares")
-    arguments = parser.parse_args()
-    if unknown := sorted({*arguments.cases} - {*CASES}):
-        parser.error(f"no case {unknown[0]}; there are {', '.join(CASES)}")
-    bench = Bench(arguments)
-    show({case: balanced(bench, case) for case in arguments.cases or CASES}, arguments)
+    run_cases(parser, CASES, balanced)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from guide_bench import Bench, difference, options, rate, say, show  # noqa: E402 - the folder is no package
+from guide_bench import Bench, difference, options, rate, run_cases, say  # noqa: E402 - the folder is no package
 
 if TYPE_CHECKING:
     from compiler.baselines import Baseline
@@ -153,13 +153,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     options(parser)
-    arguments = parser.parse_args()
-    if unknown := sorted({*arguments.cases} - {*CASES}):
-        parser.error(f"no case {unknown[0]}; there are {', '.join(CASES)}")
-    bench = Bench(arguments)
-    show({case: guided(bench, case) for case in arguments.cases or CASES}, arguments)
+    run_cases(parser, CASES, guided)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,20 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cache", type=Path, help="folder of the stage cache")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+
+
+def run_cases(
+    parser: argparse.ArgumentParser,
+    cases: Sequence[str],
+    measure: Callable[[Bench, str], dict[str, Any]],
+) -> None:
+    """Read the arguments, measure the cases that they name, or all, and print the figures."""
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(cases))
+    arguments = parser.parse_args()
+    if unknown := sorted({*arguments.cases} - {*cases}):
+        parser.error(f"no case {unknown[0]}; there are {', '.join(cases)}")
+    bench = Bench(arguments)
+    show({case: measure(bench, case) for case in arguments.cases or cases}, arguments)
 
 
 class Bench:
