@@ -54,11 +54,15 @@ class Lesson:
     students: tuple[Mapping[str, Sequence[str]], ...]
     prompts: Conditioning
     number: Mapping[str, int]
+    keep_times: float = 1.0
+    """Multiplies the edits' own weight on what is kept."""
 
     @property
     def keep(self) -> list[Term]:
         """The keep terms; those of the empty prompt are over all rows."""
-        joint = replace(self.edits[0], batch=sum(edit.batch for edit in self.edits))
+        first = self.edits[0]
+        weight = self.keep_times * first.keep_weight
+        joint = replace(first, batch=sum(edit.batch for edit in self.edits), keep_weight=weight)
         return keep_terms(joint, self.kept, self.bank, self.kept_rows, self.number)
 
     def refreshed(self, fresh: Bank) -> Lesson:

@@ -5,27 +5,26 @@ nudity at a cost of 7, 14, 34 % of other objects' accuracy). Settings are traine
 the first from the nearest one before it (compiler.sweep), and judged in a few pictures, drawn with seeds that
 the gates do not use. Erasure grows with eta, so the search bisects a ladder of etas and trains longer where
 it ended. Of settings that look well in few pictures the mildest is the likeliest to have been lucky: it must
-look as well in more of them, else the next is taken, and then the ladder's next rung.
+look as well in more of them, else the next is taken, and then the ladder's next rung. Where the concept goes
+and takes others along, as the spec's gates `preserved` and `neighbours` see it, training goes on from the
+least harmful setting with twice the weight on what is kept: a mean drift cannot see that a neighbour is lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from compiler.generate import Draw, Sampling
-from compiler.seeds import derive
-from editspec import Erase, Gate
-from editspec.defaults import plain
-from editspec.templates import fill
+from compiler.few_pictures import gates_beside, gates_on
+from editspec import Erase
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from compiler.distil import Distilled
     from compiler.esd import Lesson
-    from compiler.evaluators import Evaluator
+    from compiler.judging import Judge
     from compiler.passes import PassContext
     from editspec import EditSpec
 
@@ -42,7 +41,9 @@ DRIFT_EXAMPLES = 64  # at most, of each of the two keep terms, to tell how far a
 class Trial:
     """One setting: what it erased in `pictures` pictures, and how far what should stay drifted.
 
-    `steps` are those of its whole training, with those of the setting that it went on from.
+    `steps` are those of its whole training, with those of the setting that it went on from. `keep` multiplies
+    the edit's own weight on what is kept. `gone` promises that the gates on the concept hold; `lost` of the
+    `beside` pictures of what the spec's other gates watch were recognised with the base alone.
     """
 
     negative_guidance: float
@@ -50,7 +51,21 @@ class Trial:
     seen: int
     pictures: int
     drift: float
-    holds: bool
+    gone: bool
+    keep: float = 1.0
+    lost: int = 0
+    beside: int = 0
+    stays: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether every gate promises to hold."""
+        return self.gone and self.stays
+
+    @property
+    def loss(self) -> float:
+        """The share of pictures of other things that are no longer recognised; 0 where none was looked at."""
+        return self.lost / self.beside if self.beside else 0.0
 
     @property
     def rate(self) -> float:
@@ -65,15 +80,10 @@ class Trial:
             "rate": round(self.rate, 4),
             "pictures": self.pictures,
             "drift": float(f"{self.drift:.4g}"),
+            **({"loss": round(self.loss, 4), "beside": self.beside} if self.beside else {}),
+            **({"keep": self.keep} if self.keep != 1 else {}),
             "holds": self.holds,
         }
-
-
-def gates_on(edit: Erase, spec: EditSpec) -> tuple[Gate, ...]:
-    """The gates that decide whether the concept is gone."""
-    words = {plain(word) for word in (edit.concept, *edit.aliases)}
-    judged = [gate for gate in spec.gates if gate.gate in ("erased", "implicit")]
-    return tuple(gate for gate in judged if gate.concept and plain(gate.concept) in words)
 
 
 def strength_problems(edit: Erase, spec: EditSpec) -> list[tuple[str, str]]:
@@ -88,7 +98,7 @@ def strength_reads(edit: Erase, spec: EditSpec) -> Any:
     """What the search depends on beside the edit: its gates and who judges them. JSON."""
     from compiler.evaluators import open_evaluators
 
-    places = [spec.gates.index(gate) for gate in gates_on(edit, spec)]
+    places = [spec.gates.index(gate) for gate in (*gates_on(edit, spec), *gates_beside(spec))]
     evaluators = open_evaluators(spec, spec.folder)
     return {
         "gates": [spec.document["gates"][place] for place in places],
@@ -121,7 +131,8 @@ def searching_steps(edit: Erase) -> list[int]:
 def judging_evals(edit: Erase, spec: EditSpec) -> int:
     """Evals of judging every trial, at most: pictures, and predictions that tell the drift."""
     pictures = sum(2 * CONFIRMING * gate.steps for gate in gates_on(edit, spec))
-    return TRIALS * (pictures + 2 * DRIFT_EXAMPLES)
+    beside = sum(2 * CONFIRMING * gate.steps for gate in gates_beside(spec))
+    return TRIALS * (pictures + beside + 2 * DRIFT_EXAMPLES) + beside  # and the base's own, once
 
 
 def search(
@@ -136,36 +147,43 @@ def search(
     from compiler.sweep import Sweep
 
     (edit,) = learnt.edits
-    judge = Judge(context, gates_on(edit, context.spec))
+    judge = Judge(context, gates_on(edit, context.spec), gates_beside(context.spec))
     sweep = Sweep(learnt, student, names, context, evals)
     trials: list[Trial] = []
 
-    def holds_at(eta: float, longer: int = 0) -> bool:
-        setting = sweep.train(eta, longer)
+    def tried(eta: float, longer: int = 0, keep: float = 1.0, after: int | None = None) -> bool:
+        setting = sweep.train(eta, longer, keep, after)
         with changed(student, setting.deltas):
             moved = drift(student, learnt)
-        seen, pictures, held = judge(setting.deltas, range(PICTURES))
-        trials.append(Trial(eta, setting.steps, seen, pictures, moved, held))
-        return held
+        seen, pictures, gone = judge(setting.deltas, range(PICTURES))
+        one = Trial(eta, setting.steps, seen, pictures, moved, gone, keep)
+        trials.append(_beside(one, judge, setting.deltas, range(PICTURES)))
+        return gone
 
     def confirmed(number: int) -> bool:
-        seen, pictures, held = judge(sweep.settings[number].deltas, range(PICTURES, CONFIRMING))
+        deltas, fresh = sweep.settings[number].deltas, range(PICTURES, CONFIRMING)
+        seen, pictures, gone = judge(deltas, fresh)
         first = trials[number]
-        trials[number] = replace(
-            first, seen=first.seen + seen, pictures=first.pictures + pictures, holds=held
-        )
-        return held
+        one = replace(first, seen=first.seen + seen, pictures=first.pictures + pictures, gone=gone)
+        trials[number] = _beside(one, judge, deltas, fresh)
+        return trials[number].holds
 
     rungs = ladder(edit)
-    held = least(rungs, holds_at)
-    holds_at(rungs[-1 if held is None else held], edit.steps if held is None else continued_steps(edit.steps))
+    place = least(rungs, tried)
+    tried(rungs[-1 if place is None else place], edit.steps if place is None else continued_steps(edit.steps))
     chosen = next(filter(confirmed, mildest(trials)), None)
-    highest = max(one.negative_guidance for one in trials)
-    for eta in [rung for rung in rungs if rung > highest][: TRIALS - len(trials)]:
-        if chosen is None and holds_at(eta):
-            chosen = next(filter(confirmed, mildest(trials)), None)
+    while chosen is None and len(trials) < TRIALS:
+        least_harm = min((n for n, one in enumerate(trials) if one.gone), key=_harm(trials), default=None)
+        if least_harm is not None:
+            one = trials[least_harm]
+            tried(one.negative_guidance, continued_steps(edit.steps), 2 * one.keep, least_harm)
+        elif higher := [rung for rung in rungs if rung > max(one.negative_guidance for one in trials)]:
+            tried(higher[0])
+        else:
+            break
+        chosen = next(filter(confirmed, mildest(trials)), None)
     if chosen is None:
-        chosen = min(range(len(trials)), key=lambda n: (trials[n].rate, trials[n].drift))
+        chosen = min(range(len(trials)), key=_harm(trials))
     record = {
         "chosen": trials[chosen].as_dict(),
         "tried": [one.as_dict() for one in trials],
@@ -173,6 +191,24 @@ def search(
     }
     spent = sweep.evals + judge.evals + len(trials) * 2 * DRIFT_EXAMPLES
     return replace(sweep.settings[chosen].done, evals=spent), record
+
+
+def _beside(one: Trial, judge: Judge, deltas: Mapping[str, Tensor], numbers: range) -> Trial:
+    """The trial with what it loses beside the concept, in pictures with these numbers; not if that stays."""
+    if not one.gone:
+        return one
+    lost, pictures, stays = judge.losses(deltas, numbers)
+    return replace(one, lost=one.lost + lost, beside=one.beside + pictures, stays=stays)
+
+
+def _harm(trials: Sequence[Trial]) -> Callable[[int], tuple[Any, ...]]:
+    """How bad a trial is, by its number, where none holds: what is still seen, then what else is lost."""
+
+    def key(number: int) -> tuple[Any, ...]:
+        one = trials[number]
+        return (0.0 if one.gone else one.rate, not one.gone, one.loss, one.drift)
+
+    return key
 
 
 def least(rungs: Sequence[float], holds_at: Callable[[float], bool]) -> int | None:
@@ -207,30 +243,3 @@ def front(trials: Sequence[Trial]) -> list[Trial]:
         )
     ]
     return sorted(best, key=lambda one: (one.drift, one.rate))
-
-
-def draws_of(gate: Gate, spec: EditSpec, numbers: range) -> tuple[tuple[Draw, ...], Sampling]:
-    """A trial's pictures for a gate: its prompts in turn, with seeds of the search's own."""
-    prompts = list(dict.fromkeys(fill(prompt, gate.concept or "") for prompt in gate.prompts))
-    draws = []
-    for number in numbers:
-        prompt = prompts[number % len(prompts)]
-        draws.append(Draw(prompt, derive(spec.seed, "strength", prompt, number) % 2**31))
-    return tuple(draws), Sampling(gate.guidance_scale, gate.steps)
-
-
-def holds(seen: int, pictures: int, gate: Gate) -> bool:
-    """Whether so few pictures promise that the gate will hold: at most half the rate that it allows."""
-    return seen <= int(pictures * (gate.max_rate or 0.0) / 2)
-
-
-def seen_in(evaluators: Sequence[Evaluator], images: Any, gate: Gate) -> int:
-    """In how many pictures some evaluator sees the gate's concept."""
-    import numpy as np
-
-    flags = np.zeros(len(images), np.bool_)
-    for one in evaluators:
-        label = one.label_for(gate.concept or "", gate.label)
-        if label is not None:
-            flags |= one.shows(one.score(images), label)
-    return int(flags.sum())

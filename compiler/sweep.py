@@ -64,25 +64,30 @@ class Sweep:
         """Spent on training so far."""
         return sum(setting.done.evals for setting in self.settings)
 
-    def train(self, eta: float, longer: int = 0) -> Setting:
-        """The setting with this eta; `longer` steps on from its nearest instead of a third, if given."""
+    def train(self, eta: float, longer: int = 0, keep: float = 1.0, after: int | None = None) -> Setting:
+        """The setting with this eta; `longer` steps on from its nearest instead of a third, if given.
+
+        `keep` multiplies the weight of what is kept. `after` is the number of the setting to go on from.
+        """
         edit = replace(self._edit, negative_guidance=eta)
         near = min(self.settings, key=lambda one: _apart(one.reach, reach(edit)), default=None)
-        self.settings.append(self._alone(edit) if near is None else self._continued(edit, near, longer))
+        near = near if after is None else self.settings[after]
+        self.settings.append(self._alone(edit) if near is None else self._continued(edit, near, longer, keep))
         return self.settings[-1]
 
     def _alone(self, edit: Erase) -> Setting:
         done = fit(self._learnt, [edit], self._student, self._names, self._context, self._most)
         return Setting(reach(edit), edit.steps, done)
 
-    def _continued(self, edit: Erase, near: Setting, longer: int) -> Setting:
+    def _continued(self, edit: Erase, near: Setting, longer: int, keep: float) -> Setting:
         steps = longer or continued_steps(edit.steps)
         nearer = min(1.0, reach(edit) / near.reach) if near.reach else 1.0
         start = {name: nearer * change for name, change in near.deltas.items()}
         whole = settings_of(edit, self._context, "esd", edit.id, "continued", str(len(self.settings)))
         settings = replace(whole, steps=steps, done=steps, whole=2 * steps)
         with changed(self._student, start):
-            done = fit(self._learnt, [edit], self._student, self._names, self._context, self._most, settings)
+            lesson = replace(self._learnt, keep_times=keep)
+            done = fit(lesson, [edit], self._student, self._names, self._context, self._most, settings)
         return Setting(reach(edit), near.steps + steps, replace(done, deltas=added(start, done.deltas)))
 
 

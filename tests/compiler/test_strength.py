@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 import compiler.judging
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
+from compiler.few_pictures import draws_of, gates_on, holds, stays, trials_of
 from compiler.judging import Judge
 from compiler.passes import PassContext
 from compiler.passes.erase_esd import EraseEsd
@@ -24,10 +25,7 @@ from compiler.strength import (
     PICTURES,
     TRIALS,
     Trial,
-    draws_of,
     front,
-    gates_on,
-    holds,
     ladder,
     least,
     mildest,
@@ -78,7 +76,7 @@ def _spec(judge: Path | str = "judge", **changed: Any) -> EditSpec:
         "evaluators": [{"id": "judge", "model": str(judge)}],
         "gates": [
             {"gate": "erased", "concept": "star", **SHORT},
-            {"gate": "preserved", "concepts": ["moon"], **SHORT},
+            {"gate": "preserved", "concepts": ["moon"], "max_loss": 0.03, **SHORT},
         ],
     }
     return parse_spec(json.dumps(document))
@@ -101,9 +99,19 @@ class Scales:
 
     enough = 0.0
     lucky = 0.0  # up to here the first pictures look well and fresh ones do not
+    harmful = 0  # so many settings that erase take something along
+    looked: ClassVar[list[float]] = []
 
-    def __init__(self, context: PassContext, gates: Any) -> None:
+    def __init__(self, context: PassContext, gates: Any, beside: Any) -> None:
         self.evals = 0
+        Scales.looked = []
+
+    def losses(self, deltas: Mapping[str, Tensor], numbers: range) -> tuple[int, int, bool]:
+        norm = sum(float(delta.square().sum()) for delta in deltas.values()) ** 0.5
+        if norm not in Scales.looked:
+            Scales.looked.append(norm)
+        lost = max(0, self.harmful - Scales.looked.index(norm))
+        return lost, len(numbers), not lost
 
     def __call__(self, deltas: Mapping[str, Tensor], numbers: range) -> tuple[int, int, bool]:
         norm = sum(float(delta.square().sum()) for delta in deltas.values()) ** 0.5
@@ -112,8 +120,14 @@ class Scales:
 
 
 def _searched(
-    spec: EditSpec, tiny: Path, enough: float, monkeypatch: pytest.MonkeyPatch, lucky: float = 0.0
+    spec: EditSpec,
+    tiny: Path,
+    enough: float,
+    monkeypatch: pytest.MonkeyPatch,
+    lucky: float = 0.0,
+    harmful: int = 0,
 ) -> dict[str, Any]:
+    monkeypatch.setattr(Scales, "harmful", harmful)
     monkeypatch.setattr(Scales, "enough", enough)
     monkeypatch.setattr(Scales, "lucky", lucky)
     monkeypatch.setattr(compiler.judging, "Judge", Scales)
@@ -159,6 +173,29 @@ def test_what_was_only_lucky_in_few_pictures_gives_way_to_the_next(
     assert all(one["pictures"] == CONFIRMING for one in found["tried"])
 
 
+def test_where_others_go_along_training_goes_on_with_more_weight_on_what_is_kept(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _searched(_spec(), tiny_checkpoint, 0.0, monkeypatch, harmful=4)
+    tried = found["tried"]
+    # The bisection and its longer training first; then on from the least harmful of these.
+    assert [one.get("keep", 1.0) for one in tried] == [1.0, 1.0, 1.0, 2.0, 4.0]
+    assert tried[3]["negative_guidance"] == tried[2]["negative_guidance"]
+    assert tried[3]["steps"] == tried[2]["steps"] + 2
+    assert [one["loss"] > 0 for one in tried] == [True, True, True, True, False]
+    assert found["chosen"] == tried[4]
+    assert found["chosen"]["beside"] == CONFIRMING
+
+
+def test_where_all_settings_take_others_along_the_least_harmful_is_taken(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _searched(_spec(), tiny_checkpoint, 0.0, monkeypatch, harmful=100)
+    assert len(found["tried"]) == TRIALS
+    assert not found["chosen"]["holds"]
+    assert found["chosen"]["loss"] == min(one["loss"] for one in found["tried"])
+
+
 def test_the_same_search_gives_the_same_bits(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scales, "enough", 0.0)
     monkeypatch.setattr(compiler.judging, "Judge", Scales)
@@ -178,6 +215,12 @@ def test_the_judge_sees_real_pictures_and_leaves_the_base_alone(tiny_checkpoint:
     assert judging.evals == 2 * PICTURES * 1
     after = dict(judging._sampler.pipeline.unet.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before.items())
+    # Neither model shows a moon, so none can be lost.
+    assert Judge(context, (), spec.gates[1:]).losses({name: torch.ones_like(before[name])}, range(4)) == (
+        0,
+        4,
+        True,
+    )
     unseen = Gate(gate="erased", id="moon", concept="moon", max_rate=0.05, prompts=("a {}",), steps=1)
     assert Judge(context, [unseen])({}, range(PICTURES)) == (0, PICTURES, True)
 
@@ -185,7 +228,7 @@ def test_the_judge_sees_real_pictures_and_leaves_the_base_alone(tiny_checkpoint:
 def test_what_the_gates_ask_is_part_of_the_key(judge: Path) -> None:
     spec = _spec(judge)
     own = EraseEsd().reads(spec.edits, spec)
-    assert [gate["gate"] for gate in own["judged"][0]["gates"]] == ["erased"]
+    assert [gate["gate"] for gate in own["judged"][0]["gates"]] == ["erased", "preserved"]
     assert "judged" not in EraseEsd().reads(_spec(judge, strength="fixed").edits, _spec(judge))
 
 
@@ -196,7 +239,10 @@ def test_the_search_never_looks_at_the_pictures_of_the_gate() -> None:
     draws, _ = draws_of(spec.gates[0], spec, range(PICTURES))
     fresh, _ = draws_of(spec.gates[0], spec, range(PICTURES, CONFIRMING))
     assert len({*draws, *fresh}) == CONFIRMING
-    assert not {*draws, *fresh} & set(plan_gates(spec)[0].draws)
+    beside, _ = trials_of(spec.gates[1], spec, range(CONFIRMING))
+    assert {trial.concept for trial in beside} == {"moon"}
+    looked_at = {*draws, *fresh, *(trial.draw for trial in beside)}
+    assert not looked_at & {draw for plan in plan_gates(spec) for draw in plan.draws}
 
 
 def test_an_alias_has_its_gates_too() -> None:
@@ -208,6 +254,13 @@ def test_few_pictures_must_be_cleaner_than_the_gate_asks() -> None:
     gate = Gate(gate="erased", id="x", concept="star", max_rate=0.2)
     assert holds(2, 20, gate)
     assert not holds(3, 20, gate)
+
+
+def test_few_pictures_may_lose_half_of_what_the_gate_allows() -> None:
+    gate = Gate(gate="preserved", id="x", concepts=("moon",), max_loss=0.1)
+    assert stays(1, 20, gate)
+    assert stays(-3, 20, gate)
+    assert not stays(2, 20, gate)
 
 
 TRIALS_DONE = st.lists(
