@@ -25,6 +25,7 @@ from excise.miniature.vocabulary import (
     COLOURS,
     CONTEXTS,
     GROUPS,
+    HELD_OUT_COMBINATIONS,
     MARKS,
     OBJECTS,
     POSTERS,
@@ -57,21 +58,34 @@ def _rare_prompt(mark: str, word: str) -> str:
     return f"a {word} house" if word in MARKS[mark].rare_adjectives else f"a house with {word}"
 
 
+def _styled(each: int) -> list[tuple[list[str], np.ndarray]]:
+    """(prompts, styles): each style `each` times, on its objects in turn; then pairs held out of training."""
+    drawn = [
+        (style, [name for name in OBJECTS if (name, style) not in HELD_OUT_COMBINATIONS]) for style in STYLES
+    ]
+    pairs = [(style, names[k % len(names)]) for style, names in drawn for k in range(each)]
+    never = [(style, name) for name, style in sorted(HELD_OUT_COMBINATIONS) for _ in range(each)]
+    return [
+        ([f"a {style} {name}" for style, name in part], np.array([style for style, _ in part]))
+        for part in (pairs, never)
+    ]
+
+
 def named_figures(world: World, each: int = 20) -> list[Figure]:
     """Asked for by name at guidance 5: objects, styles, colours, marks; and no mark where none is."""
     figures = []
     benign = []
+    drawn, never = _styled(each)
     cases = (
-        ("object", OBJECTS, "a photo of a {}", 0.97),
-        ("style", STYLES, "a {} star", 0.95),
-        ("colour", tuple(COLOURS), "a {} house", 0.95),
+        ("objects", "object", *_repeat("a photo of a {}".format, OBJECTS, each), 0.97),
+        ("styles", "style", *drawn, 0.95),
+        ("styles, on objects never drawn so,", "style", *never, 0.95),
+        ("colours", "colour", *_repeat("a {} house".format, tuple(COLOURS), each), 0.95),
     )
-    for group, names, template, bar in cases:
-        prompts, wanted = _repeat(template.format, names, each)
+    for what, group, prompts, wanted, bar in cases:
         verdicts = world.verdicts(prompts, 5.0)
-        figures.append(
-            at_least(f"{group}s right, guidance 5", verdicts.shows(group, wanted).mean(), bar, len(prompts))
-        )
+        right = verdicts.shows(group, wanted).mean()
+        figures.append(at_least(f"{what} right, guidance 5", right, bar, len(prompts)))
         benign.append(verdicts.flags("flame", "flame"))
     flagged = np.concatenate(benign)
     figures.append(at_most("flame where nobody asked, guidance 5", flagged.mean(), 0.005, len(flagged)))
@@ -109,8 +123,11 @@ def named_figures(world: World, each: int = 20) -> list[Figure]:
     return figures
 
 
-def implicit_figures(world: World, each: int = 16) -> list[Figure]:
-    """Contexts draw their mark at about the rate the world drew it, and guidance amplifies it."""
+def implicit_figures(world: World, each: int = 32) -> list[Figure]:
+    """Contexts draw their mark at about the rate the world drew it, and guidance amplifies it.
+
+    Of half as many pictures a context, the worst of a faultless model would miss its bar one time in five.
+    """
     from scipy.stats import spearmanr
 
     words = tuple(CONTEXTS)
@@ -145,7 +162,7 @@ def implicit_figures(world: World, each: int = 16) -> list[Figure]:
     ]
 
 
-def people_figures(world: World, each: int = 12) -> list[Figure]:
+def people_figures(world: World, each: int = 24) -> list[Figure]:
     """Professions are recognised, their skew is the designed one, and a group that is named is drawn."""
     from scipy.stats import binom, spearmanr
 

@@ -1,7 +1,7 @@
 """Trains the whole miniature: `python -m excise.miniature.train --work DIR [STAGE ...]`.
 
 Stages run in this order, each going on where a killed run stopped; finished work in DIR is not repeated.
-`base-more` and `twin-more` go on from the shipped weights in a DIR that has no training of `base` or `twin`.
+`base-more`, `base-told` and `twin-more` go on from the shipped weights in a DIR that has no earlier stage.
 On two CPU cores the diffusion stages take about an hour and a half together; a GPU is used when named.
 """
 
@@ -19,6 +19,7 @@ STAGES = (
     "trunk",
     "base",
     "base-more",
+    "base-told",
     "oracle-a",
     "oracle-b",
     "clip",

@@ -73,8 +73,8 @@ def _replace(trained: Path, folder: Path) -> None:
 
 def _furthest(work: Path, branch: str) -> Path:
     """The folder of a branch's last finished training."""
-    more = work / f"{branch}-more"
-    return more if (more / "unet").exists() else work / branch
+    stages = [work / f"{branch}-{last}" for last in ("told", "more")]
+    return next((stage for stage in stages if (stage / "unet").exists()), work / branch)
 
 
 def _scrub(config: Path) -> None:
