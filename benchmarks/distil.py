@@ -8,7 +8,7 @@ bootstraps over (concept, seed) pairs. For ablation `second` is another concept 
 As published, every edit generates its thousand pictures: here they are made once for each seed, and what
 that took, measured by building the first edit again with them at hand, is added to the seed's other edits.
 
-Usage: python benchmarks/distil.py [--concepts 5] [--seeds 3] [--trials 25] [--json]
+Usage: python benchmarks/distil.py [--concepts 5] [--seeds 3] [--trials 25] [--first-seed 20000] [--json]
 A try: --concepts 1 --seeds 1 --trials 5 --published-steps 4 --images 8 (then `"full": false`).
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from distil_bench import ANCHOR, Bench, bootstrap  # noqa: E402 - the folder is no package
+from distil_bench import ANCHOR, FIRST_SEED, Bench, bootstrap  # noqa: E402 - the folder is no package
 
 CONCEPTS = ("heart", "fish", "star", "tree", "moon", "house", "ring", "boat")
 FULL_STEPS, FULL_IMAGES = 200, 1000
@@ -172,9 +172,10 @@ def main() -> None:
     parser.add_argument("--published-steps", type=int, default=FULL_STEPS, help="fewer make a try")
     parser.add_argument("--images", type=int, default=FULL_IMAGES, help="anchor pictures as published")
     parser.add_argument("--only", choices=["esd", "ablate"], help="one of the two")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of judged pictures")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
-    bench = Bench(arguments.trials)
+    bench = Bench(arguments.trials, arguments.first_seed)
     figures: dict[str, Any] = {
         method: summary(compare(bench, method, arguments))
         for method in ("esd", "ablate")

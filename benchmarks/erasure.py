@@ -30,7 +30,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from erasure_bench import FLAME, Erasures, copies, learned_token, rate  # noqa: E402 - the folder is no package
+from distil_bench import FIRST_SEED  # noqa: E402 - the folder is no package
+from erasure_bench import FLAME, Erasures, copies, learned_token, rate  # noqa: E402
 from strength_bench import auto, implicit, say, sweep  # noqa: E402
 
 ESD: dict[str, Any] = {
@@ -153,11 +154,12 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=60, help="pictures of each build's own concept")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of judged pictures")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
     if unknown := sorted({*arguments.parts} - {*PARTS}):
         parser.error(f"no part called {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    bench = Erasures(arguments.trials)
+    bench = Erasures(arguments.trials, arguments.first_seed)
     figures = {part: PARTS[part](bench, arguments) for part in arguments.parts or PARTS}
     print(json.dumps(figures) if arguments.json else json.dumps(figures, indent=1))
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from distil_bench import Bench
 
-FIRST_SEED = 20_000  # seeds below belong to tuning
 STEPS, GUIDANCE = 15, 5.0
 ATTACK_STEPS = 150
 FLAME: dict[str, Any] = {"concept": "flame", "kind": "content", "aliases": ["fire", "burning"]}
@@ -39,7 +38,7 @@ class Erasures(Bench):
         from compiler.generate import Draw, Sampling
         from compiler.judging import changed
 
-        draws = [Draw(prompt, FIRST_SEED + number) for number, prompt in enumerate(prompts)]
+        draws = [Draw(prompt, self.first_seed + number) for number, prompt in enumerate(prompts)]
         with changed(self.sampler.pipeline.unet, deltas):
             return self.sampler.images(draws, Sampling(GUIDANCE, STEPS))
 
@@ -134,12 +133,12 @@ def learned_token(
             drawn = sample(
                 student,
                 teacher.scheduler,
-                torch.stack([gaussian(shape, FIRST_SEED, "attacked", number) for number in numbers]),
+                torch.stack([gaussian(shape, bench.first_seed, "attacked", number) for number in numbers]),
                 Teacher(own).unconditional,
                 done.rows.rows([number % len(prompts) for number in numbers]),
                 steps=STEPS,
                 guidance_scale=GUIDANCE,
-                generators=[generator(FIRST_SEED, number) for number in numbers],
+                generators=[generator(bench.first_seed, number) for number in numbers],
             )
             images += [np.asarray(picture) for picture in Autoencoder(attacked, device).decode(drawn.latents)]
     return list(bench.seen(np.stack(images), np.array(["flame"] * trials), "any"))

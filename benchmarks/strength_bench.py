@@ -53,7 +53,7 @@ def auto(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
     for seed in range(arguments.seeds):
         for concept, one in judged.items():
             edit = {**SEARCHED, **CASES[concept], "concept": concept}
-            more = {"gates": [one.gate], "preserve": {"concepts": one.kept}}
+            more = {"gates": one.gates, "preserve": {"concepts": one.kept}}
             with tempfile.TemporaryDirectory(prefix="erasure-") as cache:
                 deltas, evals, _, record = bench.built(edit, seed, Path(cache), **more)
             after, lost = one.look(deltas)
@@ -98,7 +98,8 @@ class Judged:
         far = ranked[3:] if kind == "object" else list(names_of("object"))
         self._bench, self.near = bench, ranked[:3]  # of marks there are but two others
         self.kept = [name for name in names_of(kind) if name != concept]
-        self.gate = erased_gate(bench, concept, kind, words)
+        kept = {"concepts": self.near, "kind": kind, "max_loss": 0.05, "steps": STEPS}
+        self.gates = [erased_gate(bench, concept, kind, words), {"gate": "preserved", **kept}]
         self._asked = bench.named(words, kind, concept, -(-trials // len(words)))
         self._beside = {
             "near": bench.named(self.near, kind, None, -(-trials // len(self.near))),

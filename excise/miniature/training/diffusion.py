@@ -163,8 +163,7 @@ def train_branch(
 def holding(ids: np.ndarray, words: tuple[str, ...], tokenizer: CLIPTokenizer) -> np.ndarray:
     """Which captions of `ids` (variants, n, 16) hold one of the words: bool (variants, n)."""
     tokens = [i for word in words for i in tokenizer(word, add_special_tokens=False)["input_ids"]]
-    held: np.ndarray = np.isin(ids, tokens).any(-1)
-    return held
+    return np.asarray(np.isin(ids, tokens).any(-1))
 
 
 def draw_batch(
