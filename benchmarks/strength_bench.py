@@ -143,8 +143,9 @@ def implicit(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
         gates = [
             erased_gate(bench, mark, "content", [mark, *aliases]),
             {**gate, "prompts": [f"a {name} at {word}" for word in taught for name in ("ring", "box")]},
+            {"gate": "preserved", "concepts": others, "kind": "content", "max_loss": 0.1, "steps": STEPS},
         ]
-        kept = {"concepts": [*OBJECTS, *others]}
+        kept = {"concepts": [*OBJECTS, *(word for name in others for word in named_by(name))]}
         for seed in range(arguments.seeds):
             with tempfile.TemporaryDirectory(prefix="erasure-") as cache:
                 deltas, evals, _, record = bench.built(edit, seed, Path(cache), gates=gates, preserve=kept)
@@ -163,9 +164,10 @@ def implicit(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
 IMPLICIT: dict[str, Any] = {
     "kind": "content",
     "selection": "non-cross-attention",
-    "negative_guidance": 3.0,
-    "learning_rate": 1e-3,
-    "keep_weight": 2.0,
+    "negative_guidance": 1.0,
+    "steps": 200,
+    "learning_rate": 6e-4,
+    "keep_weight": 4.0,
 }
 
 
