@@ -45,8 +45,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "intersections": ("tone", "group"),
 }
 LEARNING = {
-    "steps": 200, "trajectories": 96, "batch": 16, "learning_rate": 4e-4, "schedule": "cosine",
-    "sampling_steps": 15, "timesteps": 15,
+    "steps": 300, "trajectories": 384, "batch": 24, "learning_rate": 1e-2, "schedule": "cosine",
+    "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention",
 }  # fmt: skip
 
 

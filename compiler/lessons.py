@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 TaughtEdit: TypeAlias = Guide | Balance | Respond
 LOADING_SECONDS = 2.0  # late imports and building the U-Net
+EARLY = 0.2  # of a trajectory's rows, the noisiest
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Reading:
     batch: int
     change: float = 0.0
     guided: Guiding | None = None
+    early: int = 1
+    """How often the rows of the first fifth of a trajectory come, for each time that others do."""
 
     @property
     def evals_each(self) -> int:
@@ -250,11 +253,24 @@ def _terms(
         uncond = partial(target, empty, reading.guided.empty)
         return Guided(reading.guided.scales, uncond, BRANCH_WEIGHT if reading.guided.halves else 0.0)
 
+    timestep = bank.column("timestep").float()
+    early = (timestep >= timestep.quantile(1 - EARLY)).tolist()
+
+    def examples(reading: Reading) -> Tensor:
+        return torch.tensor(
+            [
+                (row, row_of(text))
+                for row, p in enumerate(asked)
+                for text in reading.prompts[p]
+                for _ in range(reading.early if early[row] else 1)
+            ]
+        )
+
     return [
         Term(
             reading.name,
             bank,
-            torch.tensor([(row, row_of(text)) for row, p in enumerate(asked) for text in reading.prompts[p]]),
+            examples(reading),
             partial(target, reading.wanted, reading.change),
             reading.weight,
             reading.batch,

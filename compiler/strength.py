@@ -12,6 +12,7 @@ least harmful setting with twice the weight on what is kept: a mean drift cannot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,8 @@ LADDER = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # times as far from the concept as the 
 TRIALS = 6  # at most; three find a place among six rungs
 CONTINUED = 3  # a setting that goes on from another's weights takes a third of the steps
 PICTURES = 20  # of each gate in a trial
-CONFIRMING = 60  # of each gate before a setting is chosen
+CONFIRMING = 60  # of each gate before a setting is chosen, at least
+MOST_CONFIRMING = 200
 MOST_ETA = 100.0  # as in the schema
 DRIFT_EXAMPLES = 64  # at most, of each of the two keep terms, to tell how far a setting drifts
 
@@ -128,10 +130,20 @@ def searching_steps(edit: Erase) -> list[int]:
     return [edit.steps, edit.steps] + [continued_steps(edit.steps)] * (TRIALS - 2)
 
 
+def confirming(edit: Erase, spec: EditSpec) -> int:
+    """Pictures of each gate before a setting is chosen: by the rule of three, so that none seen proves it.
+
+    Of several settings the luckiest is chosen: with fewer pictures it would often be worse than it looked.
+    """
+    least = min((gate.max_rate or 1.0 for gate in gates_on(edit, spec)), default=1.0)
+    return min(MOST_CONFIRMING, max(CONFIRMING, math.ceil(3 / least)))
+
+
 def judging_evals(edit: Erase, spec: EditSpec) -> int:
     """Evals of judging every trial, at most: pictures, and predictions that tell the drift."""
-    pictures = sum(2 * CONFIRMING * gate.steps for gate in gates_on(edit, spec))
-    beside = sum(2 * CONFIRMING * gate.steps for gate in gates_beside(spec))
+    count = confirming(edit, spec)
+    pictures = sum(2 * count * gate.steps for gate in gates_on(edit, spec))
+    beside = sum(2 * count * gate.steps for gate in gates_beside(spec))
     return TRIALS * (pictures + beside + 2 * DRIFT_EXAMPLES) + beside  # and the base's own, once
 
 
@@ -161,7 +173,7 @@ def search(
         return gone
 
     def confirmed(number: int) -> bool:
-        deltas, fresh = sweep.settings[number].deltas, range(PICTURES, CONFIRMING)
+        deltas, fresh = sweep.settings[number].deltas, range(PICTURES, confirming(edit, context.spec))
         seen, pictures, gone = judge(deltas, fresh)
         first = trials[number]
         one = replace(first, seen=first.seen + seen, pictures=first.pictures + pictures, gone=gone)

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from editspec import Edit, EditSpec
 
 
+# Which group is drawn is decided in the first steps: of 15 on the miniature, a neutral prompt's prediction is
+# half way from one group to the other in the first, a third in the second, a sixth in the third.
+EARLY_TIMES = 8
+
+
 class BalanceDistil(EditPass):
     """One balance edit. Each step: `batch` examples of neutral prompts, shared by groups, and what is kept.
 
@@ -34,7 +39,7 @@ class BalanceDistil(EditPass):
     """
 
     name = "balance/distil"
-    version = 2
+    version = 3
     order = 40
     merges = False
 
@@ -84,7 +89,7 @@ def balance_lessons(edit: Balance, seed: int) -> tuple[Lesson, ...]:
         request = BankRequest.of(edit, seed, named, edit.trajectories // len(groups))
         batch = -(-edit.batch // len(groups))
         neutral = tuple((neutral.prompt,) for neutral in neutrals)
-        readings = [Reading(f"neutral: {group}", neutral, tuple(named), share, batch)]
+        readings = [Reading(f"neutral: {group}", neutral, tuple(named), share, batch, early=EARLY_TIMES)]
         if edit.keep_weight:
             kept = share * edit.keep_weight
             readings.append(held(f"named: {group}", named, kept, batch))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,9 +23,11 @@ from compiler.progress import Silent
 from compiler.strength import (
     CONFIRMING,
     LADDER,
+    MOST_CONFIRMING,
     PICTURES,
     TRIALS,
     Trial,
+    confirming,
     front,
     ladder,
     least,
@@ -243,6 +246,20 @@ def test_the_search_never_looks_at_the_pictures_of_the_gate() -> None:
     assert {trial.concept for trial in beside} == {"moon"}
     looked_at = {*draws, *fresh, *(trial.draw for trial in beside)}
     assert not looked_at & {draw for plan in plan_gates(spec) for draw in plan.draws}
+
+
+@given(st.floats(0.001, 1.0))
+def test_the_less_a_gate_allows_the_more_pictures_confirm_a_setting(allowed: float) -> None:
+    spec = _spec()
+    gate = replace(spec.gates[0], max_rate=allowed)
+    edit = spec.edits[0]
+    assert isinstance(edit, Erase)
+    count = confirming(edit, replace(spec, gates=(gate, *spec.gates[1:])))
+    assert CONFIRMING <= count <= MOST_CONFIRMING
+    if allowed >= 0.05:
+        assert count == CONFIRMING
+    if 0.015 < allowed < 0.05:
+        assert abs(count * allowed - 3) <= allowed
 
 
 def test_an_alias_has_its_gates_too() -> None:

@@ -10,8 +10,9 @@ import torch
 
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
+from compiler.lessons import _terms
 from compiler.passes import PassContext, PassResult
-from compiler.passes.balance import BalanceDistil, balance_lessons
+from compiler.passes.balance import EARLY_TIMES, BalanceDistil, balance_lessons
 from compiler.progress import Silent
 from compiler.sampling import predict
 from compiler.seeds import gaussian
@@ -68,6 +69,25 @@ def _predicted(teacher: Teacher, prompts: list[str], count: int = 64) -> list[to
 def _lean(one: torch.Tensor, other: torch.Tensor, found: torch.Tensor) -> float:
     """Where between the other group (0) and the one (1) a neutral prompt's predictions are."""
     return float((found - other) @ (one - other) / (one - other).square().sum())
+
+
+def test_a_neutral_prompt_learns_most_where_its_group_is_decided(base: Checkpoint) -> None:
+    spec = _spec({**FAIR, "sampling_steps": 10, "timesteps": 10})
+    (edit,) = spec.edits
+    assert isinstance(edit, Balance)
+    lesson = balance_lessons(edit, 7)[0]
+    teacher = Teacher(_context(spec, base))
+    bank = teacher.bank(lesson.request)  # type: ignore[arg-type]
+    texts = lesson.student_prompts
+    number = {text: place + 1 for place, text in enumerate(texts)}
+    prompts = teacher.unconditional.join(teacher.encode(texts))
+    neutral, *kept = _terms(lesson, bank, number, teacher.unet, prompts)
+    times = neutral.examples[:, 0].bincount()
+    timestep = bank.column("timestep")
+    early = timestep >= timestep.unique().sort(descending=True).values[1]
+    assert (times[early] == EARLY_TIMES).all()
+    assert (times[~early] == 1).all()
+    assert all((term.examples[:, 0].bincount() == 1).all() for term in kept)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
