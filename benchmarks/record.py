@@ -1,7 +1,8 @@
 """Runs a benchmark and keeps its figures in benchmarks/results/, with the command and the class of machine.
 
 The benchmark's last line must be a JSON object, as `--json` prints it. Of the machine only the number of
-cores and the GPU's name are kept; arguments that are absolute paths are kept as their last part.
+cores and the GPU's name are kept; arguments that are absolute paths are kept as their last part. `miniature`
+begins the digest of the embedded model's U-Net, for figures of one training say little of another.
 
 Usage: python benchmarks/record.py NAME SCRIPT [ARGUMENT ...]
 For example: python benchmarks/record.py registry benchmarks/registry.py --json
@@ -18,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+DIGESTS = ROOT / "excise" / "miniature" / "data" / "digests.json"
+UNET = "model/unet/diffusion_pytorch_model.safetensors"
 
 
 def machine() -> str:
@@ -27,6 +30,12 @@ def machine() -> str:
     cores = os.cpu_count() or 1
     words = f"{cores} CPU core{'s' if cores != 1 else ''}"
     return f"{words}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else words
+
+
+def miniature() -> str:
+    """The first digits of the digest of the embedded U-Net."""
+    digest: str = json.loads(DIGESTS.read_text("utf-8"))[UNET]
+    return digest[:12]
 
 
 def shown(argument: str) -> str:
@@ -53,6 +62,7 @@ def main() -> None:
         "command": " ".join(("python", *map(shown, command))),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
+        "miniature": miniature(),
         "result": json.loads("".join(lines).rstrip().splitlines()[-1]),
     }
     RESULTS.mkdir(exist_ok=True)
