@@ -104,6 +104,7 @@ def strength_reads(edit: Erase, spec: EditSpec) -> Any:
     evaluators = open_evaluators(spec, spec.folder)
     return {
         "gates": [spec.document["gates"][place] for place in places],
+        "confirming": confirming(edit, spec),
         "evaluators": [[one.id, one.threshold, dict(one.named), one.digests] for one in evaluators],
     }
 
