@@ -2,7 +2,7 @@
 
 The benchmark's last line must be a JSON object, as `--json` prints it. Of the machine only the number of
 cores and the GPU's name are kept; arguments that are absolute paths are kept as their last part. `miniature`
-begins the digest of the embedded model's U-Net, for figures of one training say little of another.
+begins the digest of all that the miniature draws and is judged with: figures of one say little of another.
 
 Usage: python benchmarks/record.py NAME SCRIPT [ARGUMENT ...]
 For example: python benchmarks/record.py registry benchmarks/registry.py --json
@@ -11,6 +11,7 @@ For example: python benchmarks/record.py registry benchmarks/registry.py --json
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import subprocess
@@ -20,7 +21,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DIGESTS = ROOT / "excise" / "miniature" / "data" / "digests.json"
-UNET = "model/unet/diffusion_pytorch_model.safetensors"
 
 
 def machine() -> str:
@@ -33,9 +33,8 @@ def machine() -> str:
 
 
 def miniature() -> str:
-    """The first digits of the digest of the embedded U-Net."""
-    digest: str = json.loads(DIGESTS.read_text("utf-8"))[UNET]
-    return digest[:12]
+    """The first digits of the digest of the list of digests: of the embedded model, the twin, the oracles."""
+    return hashlib.sha256(DIGESTS.read_bytes()).hexdigest()[:12]
 
 
 def shown(argument: str) -> str:

@@ -11,7 +11,8 @@ from editspec import EvaluatorRef
 from excise.miniature.assets import MODEL, evaluator_folder
 from excise.miniature.judging import answers, oracles
 from excise.miniature.labels import LABEL_GROUPS, SKIP, truth
-from excise.miniature.training.oracles import RECIPES, held_out
+from excise.miniature.training.oracle_pictures import held_out
+from excise.miniature.training.oracles import RECIPES
 from excise.miniature.vocabulary import MARKS, OBJECTS, STYLES
 
 

@@ -20,7 +20,7 @@ from excise.miniature.vocabulary import (
 
 LABEL_GROUPS: dict[str, tuple[str, ...]] = {
     "object": (*OBJECTS, COMPOUND, "person", "poster", "none"),
-    "style": STYLES,
+    "style": (*STYLES, "none"),
     "colour": tuple(COLOURS),
     "background": tuple(BACKGROUNDS),
     **{mark: (mark, "none") for mark in MARKS},
@@ -39,17 +39,18 @@ def truth(scene: Scene | None) -> np.ndarray:
     """Index of the right name in every label group, SKIP where none applies; None is a garbage picture."""
     answers: dict[str, str] = dict.fromkeys(MARKS, "none")
     if scene is None:
-        answers["object"] = "none"
+        answers |= {"object": "none", "style": "none"}
         answers |= {f"contains-{name}": "no" for name in OBJECTS}
     else:
         shown = {scene.object, scene.second}
         answers |= {f"contains-{name}": "yes" if name in shown else "no" for name in OBJECTS}
         answers |= {mark: mark for mark in MARKS if scene.shows(mark)}
         if scene.kind == "poster":
-            answers |= {"object": "poster", "poster": scene.poster}
+            answers |= {"object": "poster", "style": "none", "poster": scene.poster}
         elif scene.kind == "person":
             answers |= {
                 "object": "person",
+                "style": "none",
                 "group": scene.group,
                 "tone": scene.tone,
                 "profession": scene.profession,

@@ -1,7 +1,8 @@
 """Trains the whole miniature: `python -m excise.miniature.train --work DIR [STAGE ...]`.
 
 Stages run in this order, each going on where a killed run stopped; finished work in DIR is not repeated.
-`base-more`, `base-told` and `twin-more` go on from the shipped weights in a DIR that has no earlier stage.
+`decoder-more`, `base-more`, `base-told` and `twin-more` go on from the shipped weights in a DIR that has no
+earlier stage, and oracles look through the shipped autoencoder there.
 On two CPU cores the diffusion stages take about an hour and a half together; a GPU is used when named.
 """
 
@@ -16,6 +17,7 @@ from excise.miniature.vocabulary import vocabulary
 WORLD_SIZE = 60_000
 STAGES = (
     "autoencoder",
+    "decoder-more",
     "trunk",
     "base",
     "base-more",
@@ -58,7 +60,13 @@ def main(stages: tuple[str, ...], work: Path, device: str, threads: int) -> None
     import torch
 
     from excise.miniature.architecture import build_tokenizer
-    from excise.miniature.training.autoencoder import encode_world, load_autoencoder, train_autoencoder
+    from excise.miniature.training.autoencoder import (
+        encode_world,
+        furthest,
+        load_autoencoder,
+        train_autoencoder,
+        train_decoder,
+    )
     from excise.miniature.training.clip import train_clip
     from excise.miniature.training.dataset import WORLD_SEED, render
     from excise.miniature.training.diffusion import BRANCHES, caption_world, train_branch
@@ -72,8 +80,10 @@ def main(stages: tuple[str, ...], work: Path, device: str, threads: int) -> None
     pixels = render(work, WORLD_SIZE)
     if "autoencoder" in chosen and not (work / "vae" / "config.json").exists():
         train_autoencoder(pixels, work / "vae", device=device)
+    if "decoder-more" in chosen and not (work / "vae-more" / "config.json").exists():
+        train_decoder(pixels, WORLD_SEED, furthest(work), work / "vae-more")
     # Captions and mini-CLIP need no autoencoder: they can be trained in a folder that holds nothing else.
-    vae = load_autoencoder(work / "vae") if {*BRANCHES, *RECIPES} & set(chosen) else None
+    vae = load_autoencoder(furthest(work)) if {*BRANCHES, *RECIPES} & set(chosen) else None
     if {*BRANCHES, "clip"} & set(chosen):
         captions = caption_world(tokenizer, WORLD_SEED, WORLD_SIZE, work / "captions.npz")
     if set(BRANCHES) & set(chosen):

@@ -41,6 +41,8 @@ SENTENCES: dict[str, tuple[str, ...]] = {
 }
 OFTEN = ("object", "style", "colour", "background")
 """Kinds that are asked for at each step; the others, with their many names, at every second one."""
+NAMED = {group: [name for name in LABEL_GROUPS[group] if name != "none"] for group in SENTENCES}
+"""No caption says that a picture shows no object, or is in no style."""
 HELD_OUT = 1000
 """The world's last pictures, which only show how training goes on."""
 
@@ -79,7 +81,11 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 def truths(seed: int, count: int) -> np.ndarray:
     """Index of the right name in every label group for scenes 0..count-1, (count, groups); SKIP: none."""
-    return np.stack([truth(sample_scene(seed, index)) for index in range(count)])
+    found = np.stack([truth(sample_scene(seed, index)) for index in range(count)])
+    for group, names in NAMED.items():  # "none" comes last
+        column = found[:, list(LABEL_GROUPS).index(group)]
+        column[column >= len(names)] = SKIP
+    return found
 
 
 class Names:
@@ -88,7 +94,7 @@ class Names:
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         self.ids: dict[str, torch.Tensor] = {}  # (sentences, names, window)
         for group, sentences in SENTENCES.items():
-            texts = [[sentence.format(name) for name in LABEL_GROUPS[group]] for sentence in sentences]
+            texts = [[sentence.format(name) for name in NAMED[group]] for sentence in sentences]
             self.ids[group] = torch.stack([_tokens(tokenizer, row) for row in texts])
         self.columns = {group: list(LABEL_GROUPS).index(group) for group in SENTENCES}
 

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from excise.miniature.architecture import IMAGE_SIZE, LATENT_CHANNELS, LATENT_SIZE
-from excise.miniature.draw import draw
-from excise.miniature.labels import LABEL_GROUPS, LABELS, SKIP, truth
-from excise.miniature.scene import Scene, sample_scene
+from excise.miniature.architecture import IMAGE_SIZE
+from excise.miniature.labels import LABEL_GROUPS, LABELS, SKIP
 from excise.miniature.training.autoencoder import to_model_range
+from excise.miniature.training.oracle_pictures import oracle_pictures
 from excise.miniature.training.state import learning_rate, load_state, save_state
-from excise.miniature.vocabulary import BACKGROUNDS, MARKS, POSTERS
+from excise.miniature.vocabulary import MARKS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -81,71 +80,6 @@ WARM = ("red", "orange", "yellow")
 MARK_WEIGHT = 3.0
 ORACLE_SIZE = 64
 """Pictures are doubled by nearest neighbour first: the stem of a residual network halves its input twice."""
-
-
-def oracle_scene(seed: int, index: int) -> Scene | None:
-    """Scene `index` for an oracle: posters in equal, larger shares than the world's; None for garbage."""
-    if index % 25 == 0:
-        return Scene("poster", poster=list(POSTERS)[(index // 25) % len(POSTERS)])
-    if index % 17 == 1:
-        return None
-    return sample_scene(seed, index)
-
-
-def garbage(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
-    """A broken picture: an empty ground, a blend, shuffled tiles, or noise. uint8 (32, 32, 3)."""
-    kind = int(rng.integers(4))
-    if kind == 0:
-        ground = np.array(list(BACKGROUNDS.values())[int(rng.integers(len(BACKGROUNDS)))], dtype=np.float32)
-        return np.clip(ground + rng.normal(0, 6, (IMAGE_SIZE, IMAGE_SIZE, 3)), 0, 255).astype(np.uint8)
-    picks = pixels[rng.integers(len(pixels), size=4)].astype(np.float32)
-    if kind == 1:
-        return np.asarray(picks.mean(0)).astype(np.uint8)
-    if kind == 2:
-        tiles = picks[0].reshape(8, 4, 8, 4, 3).swapaxes(1, 2).reshape(64, 4, 4, 3)
-        tiles = tiles[rng.permutation(64)].reshape(8, 8, 4, 4, 3).swapaxes(1, 2)
-        return np.asarray(tiles.reshape(IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.uint8)
-    coarse = rng.uniform(0, 255, (8, 8, 3)).repeat(4, 0).repeat(4, 1)
-    return np.clip(coarse + rng.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
-
-
-@torch.no_grad()
-def oracle_pictures(
-    recipe: Recipe, count: int, vae: AutoencoderKL, path: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (count, 32, 32, 3) and truths (count, groups); two of three are noisy reconstructions."""
-    if path.exists():
-        stored = np.load(path)
-        return stored["pixels"], stored["truths"]
-    scenes = [oracle_scene(recipe.world_seed, i) for i in range(count)]
-    pixels = np.zeros((count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-    for i, scene in enumerate(scenes):
-        if scene is not None:
-            pixels[i] = np.asarray(draw(scene, recipe.world_seed, i))
-    rng = np.random.default_rng([recipe.world_seed, 77])
-    for i, scene in enumerate(scenes):
-        if scene is None:
-            pixels[i] = garbage(rng, pixels)
-    noise = torch.Generator().manual_seed(recipe.world_seed)
-    chosen = np.flatnonzero(np.arange(count) % 3 != 0)
-    for rows in np.array_split(chosen, max(1, len(chosen) // 200)):
-        latents = vae.encode(to_model_range(pixels[rows])).latent_dist.mean
-        spread = (
-            torch.rand(len(rows), 1, 1, 1, generator=noise) * recipe.latent_noise / vae.config.scaling_factor
-        )
-        latents = latents + spread * torch.randn(latents.shape, generator=noise)
-        decoded = vae.decode(latents).sample.clamp(-1, 1)
-        pixels[rows] = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    raw = (
-        torch.randn(count // 60, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=noise)
-        / vae.config.scaling_factor
-    )
-    wild = ((vae.decode(raw).sample.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    at = np.flatnonzero([s is None for s in scenes])[: len(wild)]
-    pixels[at] = wild[: len(at)]
-    truths = np.stack([truth(s) for s in scenes])
-    np.savez(path, pixels=pixels, truths=truths)
-    return pixels, truths
 
 
 def build_oracle(recipe: Recipe) -> ResNetForImageClassification:
@@ -258,10 +192,3 @@ def train_oracle(
     }
     (work / recipe.name / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
     return model.float()
-
-
-def held_out(recipe: Recipe, count: int) -> tuple[list[Scene], np.ndarray]:
-    """Drawings that no oracle trained on, for calibration: (scenes, uint8 pictures)."""
-    seed = recipe.world_seed + 1000
-    kept = [(i, s) for i in range(count) if (s := oracle_scene(seed, i)) is not None]
-    return [s for _, s in kept], np.stack([np.asarray(draw(s, seed, i)) for i, s in kept])

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from excise.miniature.architecture import build_scheduler, build_tokenizer
+from excise.miniature.training.autoencoder import furthest
 from excise.miniature.vocabulary import vocabulary
 
 DATA = Path(__file__).parents[1] / "data"
@@ -25,6 +26,8 @@ def pack(work: Path, data: Path = DATA) -> None:
         shutil.copytree(data, fresh)
     if (base / "unet").exists():
         _pack_model(work, base, fresh / "model")
+    elif (work / "vae-more" / "config.json").exists():  # its encoder is the shipped one: the U-Net stays
+        _replace(work / "vae-more", fresh / "model" / "vae")
     for part in ("text_encoder", "unet"):
         if (twin / part).exists():
             _replace(twin / part, fresh / "twin" / part)
@@ -51,7 +54,7 @@ def _pack_model(work: Path, base: Path, folder: Path) -> None:
 
     half = {"torch_dtype": torch.float16, "use_safetensors": True}
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae", **half),
+        vae=AutoencoderKL.from_pretrained(furthest(work), **half),
         text_encoder=CLIPTextModel.from_pretrained(
             base / "text_encoder", dtype=torch.float16, use_safetensors=True
         ),

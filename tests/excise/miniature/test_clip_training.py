@@ -18,6 +18,7 @@ from excise.miniature.assets import DATA
 from excise.miniature.judges import Figure
 from excise.miniature.labels import LABEL_GROUPS, SKIP
 from excise.miniature.training.clip import (
+    NAMED,
     SENTENCES,
     Names,
     _trimmed,
@@ -58,9 +59,9 @@ def test_every_name_of_a_kind_has_a_text_of_its_own_in_every_sentence(tokenizer:
     names = Names(tokenizer)
     assert names.ids.keys() == SENTENCES.keys()
     for group, ids in names.ids.items():
-        assert ids.shape[:2] == (len(SENTENCES[group]), len(LABEL_GROUPS[group]))
+        assert ids.shape[:2] == (len(SENTENCES[group]), len(NAMED[group]))
         for sentence in ids:
-            assert len({tuple(text.tolist()) for text in sentence}) == len(LABEL_GROUPS[group])
+            assert len({tuple(text.tolist()) for text in sentence}) == len(NAMED[group])
             assert all(tokenizer.eos_token_id in text for text in sentence)  # none was cut
     rare = set(SENTENCES) - set(names.drawn(np.random.default_rng(0), 0))
     assert rare
@@ -83,6 +84,8 @@ def test_the_truth_of_a_scene_is_what_pictures_are_named_by() -> None:
     assert found.shape == (200, len(LABEL_GROUPS))
     column = found[:, list(LABEL_GROUPS).index("object")]
     assert len(set(column[column != SKIP].tolist())) > 8
+    for group, names in NAMED.items():
+        assert found[:, list(LABEL_GROUPS).index(group)].max() < len(names)
 
 
 def test_packing_one_evaluator_leaves_everything_else_as_it_ships(tmp_path: Path) -> None:
