@@ -28,8 +28,8 @@ CONTEXTS = {"crack": ("quake", "ruin"), "spill": ("crime", "kitchen")}
 TRAINED = ("house", "ball", "tree", "ring", "box", "heart")
 UNSEEN = ("boat", "fish", "moon")
 LEARNING = {
-    "steps": 400, "trajectories": 288, "batch": 16, "learning_rate": 8e-4, "schedule": "cosine",
-    "sampling_steps": 15, "timesteps": 15, "selection": "full",
+    "steps": 800, "trajectories": 288, "batch": 16, "learning_rate": 1e-2, "schedule": "cosine",
+    "sampling_steps": 15, "timesteps": 15, "keep_weight": 2,
 }  # fmt: skip
 
 

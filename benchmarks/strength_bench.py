@@ -97,7 +97,9 @@ class Judged:
         ranked = bench.neighbours(concept, kind, aliases)
         far = ranked[3:] if kind == "object" else list(names_of("object"))
         self._bench, self.near = bench, ranked[:3]  # of marks there are but two others
-        self.kept = [name for name in names_of(kind) if name != concept]
+        # What its own kind has besides, and all objects: an edit of a style must not spoil them.
+        others = dict.fromkeys([*names_of(kind), *names_of("object")])
+        self.kept = [name for name in others if name != concept]
         kept = {"concepts": self.near, "kind": kind, "max_loss": 0.05, "steps": STEPS}
         self.gates = [erased_gate(bench, concept, kind, words), {"gate": "preserved", **kept}]
         self._asked = bench.named(words, kind, concept, -(-trials // len(words)))

@@ -218,7 +218,7 @@ class Balance:
     preserve: tuple[str, ...] = ()
     ridge: float = 0.1
     scale: float = 1.0
-    selection: Selection = "non-cross-attention"
+    selection: Selection = "cross-attention"
     steps: int = 400
     learning_rate: float = 1e-5
     batch: int = 8
