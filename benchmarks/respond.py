@@ -5,7 +5,7 @@ the phrase; beside it how often the base and the edited model draw it where it i
 `drift`: how far pictures without the phrase moved, of the contexts themselves and of other prompts, as the
 mean distance between base and edited picture in units of the distance between two seeds of the base.
 
-Usage: python benchmarks/respond.py [--trials 60] [--scales 5] [--edit '{"steps": 400}'] [--json]
+Usage: python benchmarks/respond.py [--trials 60] [--scales 5] [--edit '{"steps": 800}'] [--json]
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ CONTEXTS = {"crack": ("quake", "ruin"), "spill": ("crime", "kitchen")}
 TRAINED = ("house", "ball", "tree", "ring", "box", "heart")
 UNSEEN = ("boat", "fish", "moon")
 LEARNING = {
-    "steps": 800, "trajectories": 288, "batch": 16, "learning_rate": 1e-2, "schedule": "cosine",
-    "sampling_steps": 15, "timesteps": 15, "keep_weight": 2,
+    "steps": 800, "trajectories": 288, "batch": 20, "learning_rate": 1e-2, "schedule": "cosine",
+    "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention", "keep_weight": 2,
 }  # fmt: skip
 
 
 def obeyed(bench: Bench) -> dict[str, Any]:
     """Both phrases, and prompts without any."""
     phrases = [
-        {"text": f"without {mark}", "direction": {"prompt": "a scene", "negative_prompt": mark}}
+        {
+            "text": f"without {mark}",
+            # The phrase itself names the mark: half as much again as a negative prompt's must lead away.
+            "direction": {"prompt": "a scene", "negative_prompt": mark, "weight": 1.5},
+        }
         for mark in CONTEXTS
     ]
     prompts = [f"a {thing} at {word}" for words in CONTEXTS.values() for word in words for thing in TRAINED]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from editspec import EditSpec
 
 TRAJECTORIES_OF_A_CONCEPT = 2
+# Weights that read no text know a preserved concept by its pictures alone: two show too few of them.
+TRAJECTORIES_WITHOUT_TEXT = 6
+READS_TEXT = ("cross-attention", "cross-attention-kv")
 # A memorised image is decided upon in the first steps, in which few trajectories show little of the noise.
 TRAJECTORIES_OF_A_CAPTION = 8
 
@@ -35,6 +38,12 @@ def templates_of(edit: object) -> tuple[str, ...]:
     return TEMPLATES.get(getattr(edit, "kind", ""), TEMPLATES["object"])
 
 
+def trajectories_of_a_concept(edit: object) -> int:
+    """How many trajectories show a preserved concept to what the edit trains."""
+    reads = getattr(edit, "selection", None) in (None, *READS_TEXT)  # a shift trains biases, and few of them
+    return TRAJECTORIES_OF_A_CONCEPT if reads else TRAJECTORIES_WITHOUT_TEXT
+
+
 def keep_requests(edit: KeepingEdit, spec: EditSpec, neighbours: Sequence[str]) -> list[BankRequest]:
     """Banks: of the spec's preserved concepts, which its edits share; of the edit's own; of neighbours.
 
@@ -42,17 +51,18 @@ def keep_requests(edit: KeepingEdit, spec: EditSpec, neighbours: Sequence[str]) 
     """
     if not edit.keep_weight:
         return []
+    each = trajectories_of_a_concept(edit)
     shared = tuple(dict.fromkeys(spec.preserve.concepts))
     own = tuple(concept for concept in dict.fromkeys(edit.preserve) if concept not in shared)
     templates = templates_of(edit)
     # A memorised image is asked for by its caption alone, and so is another that must stay.
     written = getattr(edit, "kind", "") == "image"
     groups = [
-        (shared, len(shared) * TRAJECTORIES_OF_A_CONCEPT, templates),
+        (shared, len(shared) * each, templates),
         (own, len(own) * TRAJECTORIES_OF_A_CAPTION, ("{}",))
         if written
-        else (own, len(own) * TRAJECTORIES_OF_A_CONCEPT, templates),
-        (tuple(neighbours), neighbours_kept(edit, spec) * TRAJECTORIES_OF_A_CONCEPT, templates),
+        else (own, len(own) * each, templates),
+        (tuple(neighbours), neighbours_kept(edit, spec) * each, templates),
     ]
     found = []
     for concepts, total, places in groups:

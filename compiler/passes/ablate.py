@@ -38,7 +38,7 @@ class AblateConcept(EditPass):
     """One ablation. Each step: `batch` examples of the concept, half of the anchor, and `keep`."""
 
     name: ClassVar[str] = "ablate/concept"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 

@@ -39,7 +39,7 @@ class BalanceDistil(EditPass):
     """
 
     name = "balance/distil"
-    version = 3
+    version = 4
     order = 40
     merges = False
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class _GuidePass(EditPass):
     """One guide edit. Each step: `batch` examples of both branches together, and what is kept."""
 
-    version = 3
+    version = 4
     order = 30
     merges = False
 

@@ -37,7 +37,7 @@ class RespondPhrases(EditPass):
     """One respond edit. Each step: `batch` examples, shared by its phrases, and as many without a phrase."""
 
     name = "respond/phrases"
-    version = 1
+    version = 2
     order = 50
     merges = False
 
