@@ -61,8 +61,8 @@ ASKED: dict[str, dict[str, Sequence[str]]] = {
 }
 """Which mark is looked for in which pictures, where that is not the mark of `JUDGED`."""
 LEARNING = {
-    "steps": 200, "trajectories": 128, "timesteps": 15, "batch": 16, "learning_rate": 6e-4,
-    "schedule": "cosine", "sampling_steps": 15, "selection": "full",
+    "steps": 300, "trajectories": 128, "timesteps": 15, "batch": 16, "learning_rate": 1e-2,
+    "schedule": "cosine", "sampling_steps": 15, "selection": "cross-attention",
 }  # fmt: skip
 
 
