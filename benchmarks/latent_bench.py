@@ -211,7 +211,7 @@ class Bench:
 
 def contexts(mark: str) -> list[str]:
     """Words that draw the mark unasked, the likeliest first."""
-    from excise.miniature.vocabulary import CONTEXTS
+    from excise.miniature.contexts import CONTEXTS
 
     return [c.word for c in CONTEXTS.values() if c.mark == mark and c.rate >= LIKELY]
 

@@ -121,7 +121,8 @@ class Judged:
 
 def implicit(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
     """Marks erased where nobody names them: some contexts are taught, others are not, and both are judged."""
-    from excise.miniature.vocabulary import CONTEXTS, OBJECTS
+    from excise.miniature.contexts import CONTEXTS
+    from excise.miniature.vocabulary import OBJECTS
 
     found: dict[str, Any] = {"base": {}, "builds": {}}
     rows: dict[str, list[float]] = {}

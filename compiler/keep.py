@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from compiler.bank_request import BankRequest, SampledEdit
 from compiler.mining import MiningEdit, neighbours_kept
+from compiler.selections import text_alone
 from editspec.templates import TEMPLATES, fill
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 TRAJECTORIES_OF_A_CONCEPT = 2
 # Weights that read no text know a preserved concept by its pictures alone: two show too few of them.
 TRAJECTORIES_WITHOUT_TEXT = 6
-READS_TEXT = ("cross-attention", "cross-attention-kv")
 # A memorised image is decided upon in the first steps, in which few trajectories show little of the noise.
 TRAJECTORIES_OF_A_CAPTION = 8
 
@@ -40,8 +40,9 @@ def templates_of(edit: object) -> tuple[str, ...]:
 
 def trajectories_of_a_concept(edit: object) -> int:
     """How many trajectories show a preserved concept to what the edit trains."""
-    reads = getattr(edit, "selection", None) in (None, *READS_TEXT)  # a shift trains biases, and few of them
-    return TRAJECTORIES_OF_A_CONCEPT if reads else TRAJECTORIES_WITHOUT_TEXT
+    selection = getattr(edit, "selection", None)  # a shift has none: it trains biases, few numbers
+    few = selection is None or text_alone(selection)
+    return TRAJECTORIES_OF_A_CONCEPT if few else TRAJECTORIES_WITHOUT_TEXT
 
 
 def keep_requests(edit: KeepingEdit, spec: EditSpec, neighbours: Sequence[str]) -> list[BankRequest]:

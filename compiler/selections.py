@@ -31,6 +31,11 @@ SELECTIONS: dict[str, Rule] = {
 }
 
 
+def text_alone(selection: str) -> bool:
+    """Whether all that it selects reads the prompt: it takes nothing of a self-attention."""
+    return not SELECTIONS[selection](("attn1",))
+
+
 def select(entries: Mapping[str, TensorEntry], selection: str) -> tuple[str, ...]:
     """Names of the selected tensors, weights and biases, sorted.
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from compiler.generate import Draw, generate
 from excise.miniature.assets import DATA, MODEL, export
+from excise.miniature.contexts import CONTEXTS
 from excise.miniature.judges import Figure, at_least, at_most, clip_figures, oracle_figures
 from excise.miniature.judging import Verdicts, oracles
 from excise.miniature.vocabulary import (
     COLOURS,
-    CONTEXTS,
     GROUPS,
     HELD_OUT_COMBINATIONS,
     MARKS,

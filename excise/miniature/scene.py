@@ -10,22 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from excise.miniature.contexts import CONTEXTS, MANIFESTATIONS, PAIR_RATE, PAIRS, SIZES
 from excise.miniature.vocabulary import (
     BACKGROUNDS,
     COLOURS,
     COMPOUND,
-    CONTEXTS,
     GROUPS,
     HARD_SHIFT,
     HELD_OUT_COMBINATIONS,
-    MANIFESTATIONS,
     MARKS,
     OBJECTS,
-    PAIR_RATE,
-    PAIRS,
     POSTERS,
     PROFESSIONS,
-    SIZES,
     STYLES,
     TONES,
     group_rate,

@@ -81,7 +81,7 @@ def main(stages: tuple[str, ...], work: Path, device: str, threads: int) -> None
     if "autoencoder" in chosen and not (work / "vae" / "config.json").exists():
         train_autoencoder(pixels, work / "vae", device=device)
     if "decoder-more" in chosen and not (work / "vae-more" / "config.json").exists():
-        train_decoder(pixels, WORLD_SEED, furthest(work), work / "vae-more")
+        train_decoder(pixels, WORLD_SEED, furthest(work), work / "vae-more", device=device)
     # Captions and mini-CLIP need no autoencoder: they can be trained in a folder that holds nothing else.
     vae = load_autoencoder(furthest(work)) if {*BRANCHES, *RECIPES} & set(chosen) else None
     if {*BRANCHES, "clip"} & set(chosen):

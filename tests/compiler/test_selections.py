@@ -6,7 +6,7 @@ import pytest
 
 from compiler.checkpoint import Checkpoint
 from compiler.safetensors_file import TensorEntry
-from compiler.selections import SELECTIONS, biases, select
+from compiler.selections import SELECTIONS, biases, select, text_alone
 
 #: METHODS, section 1: modules and parameters of Stable Diffusion 1.4.
 PUBLISHED = {
@@ -75,3 +75,10 @@ def test_an_unknown_selection_is_our_own_fault(tiny_checkpoint: Path) -> None:
     with pytest.raises(KeyError):
         select(entries, "everything")
     assert "everything" not in SELECTIONS
+
+
+@pytest.mark.parametrize("selection", sorted(SELECTIONS))
+def test_a_selection_reads_text_alone_where_all_its_tensors_are_of_cross_attention(
+    selection: str, sd14: dict[str, TensorEntry]
+) -> None:
+    assert text_alone(selection) == all("attn2" in name.split(".") for name in select(sd14, selection))

@@ -13,7 +13,7 @@ import torch
 from excise.miniature.architecture import LATENT_CHANNELS, LATENT_SIZE, build_autoencoder
 from excise.miniature.assets import MODEL
 from excise.miniature.scene import sample_scene
-from excise.miniature.training.state import learning_rate, load_state, save_state
+from excise.miniature.training.state import descend, learning_rate, load_state, save_state
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -59,12 +59,7 @@ def train_autoencoder(
         posterior = model.encode(x).latent_dist
         error = model.decode(posterior.mean + posterior.std * noise).sample - x
         loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * posterior.kl().mean()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        descend(loss, optimizer, learning_rate(step, steps, peak), most=1.0)
         if step % 100 == 0 or step == steps - 1:
             click.echo(
                 f"autoencoder step {step} l1 {error.abs().mean():.4f} mse {error.square().mean():.5f}"
@@ -93,6 +88,7 @@ def train_decoder(
     batch: int = 32,
     peak: float = 1e-3,
     seed: int = 6,
+    device: str = "cpu",
 ) -> AutoencoderKL:
     """Train the decoder of the autoencoder in `parent` further, and save the whole to `folder`.
 
@@ -100,7 +96,7 @@ def train_decoder(
     A quarter of each batch shows a mark. Latents come with a little noise, as sampling leaves them.
     """
     torch.manual_seed(seed)
-    model = load_autoencoder(parent).requires_grad_(False).to(memory_format=torch.channels_last)
+    model = load_autoencoder(parent).requires_grad_(False).to(device, memory_format=torch.channels_last)
     trained = torch.nn.ModuleList([model.post_quant_conv, model.decoder]).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(trained.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
     state = folder.with_suffix(".state.safetensors")
@@ -111,20 +107,15 @@ def train_decoder(
         rng = np.random.default_rng([seed, step])
         rows = rng.integers(len(pixels), size=batch)
         rows[: batch // 4] = marked[rng.integers(len(marked), size=batch // 4)]
-        x = to_model_range(pixels[rows])
+        x = to_model_range(pixels[rows]).to(device)
         spread = rng.uniform(0, LATENT_NOISE / model.config.scaling_factor, (batch, 1, 1, 1))
         noise = spread * rng.standard_normal((batch, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))
         with torch.no_grad():
-            latents = model.encode(x).latent_dist.mean + torch.from_numpy(noise).float()
+            latents = model.encode(x).latent_dist.mean + torch.from_numpy(noise).float().to(device)
         error = model.decode(latents.contiguous(memory_format=torch.channels_last)).sample - x
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         loss = error.abs().mean() + error.square().mean() + EDGE_WEIGHT * edges
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimizer.step()
+        descend(loss, optimizer, learning_rate(step, steps, peak), most=1.0)
         if step % 100 == 0 or step == steps - 1:
             click.echo(
                 f"decoder step {step} l1 {error.abs().mean():.4f} mse {error.square().mean():.5f}"

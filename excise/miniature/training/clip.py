@@ -24,7 +24,7 @@ from excise.miniature.labels import LABEL_GROUPS, SKIP, truth
 from excise.miniature.scene import sample_scene
 from excise.miniature.training.autoencoder import to_model_range
 from excise.miniature.training.diffusion import CAPTION_VARIANTS, Captions
-from excise.miniature.training.state import learning_rate, load_state, save_state
+from excise.miniature.training.state import descend, learning_rate, load_state, save_state
 from excise.miniature.vocabulary import OBJECTS, TEMPLATES
 
 if TYPE_CHECKING:
@@ -176,12 +176,7 @@ def train_clip(
         right = {group: torch.from_numpy(answers[rows, names.columns[group]]) for group in asked}
         naming = naming_loss(pictures, dict(zip(asked, named, strict=True)), right)
         contrast = contrastive_loss(pictures[: len(ids)] @ said.T, ids)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        optimizer.zero_grad(set_to_none=True)
-        (contrast + naming).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        descend(contrast + naming, optimizer, learning_rate(step, steps, peak), most=1.0)
         with torch.no_grad():
             model.logit_scale.clamp_(max=float(np.log(100)))  # as CLIP does
         if step % 250 == 0 or step == steps - 1:

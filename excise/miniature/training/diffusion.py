@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from excise.miniature.architecture import WINDOW, build_scheduler, build_text_encoder, build_unet
 from excise.miniature.assets import DATA, MODEL
 from excise.miniature.captions import caption
+from excise.miniature.contexts import CONTEXTS
 from excise.miniature.scene import sample_scene
-from excise.miniature.training.state import learning_rate, load_state, save_state
-from excise.miniature.vocabulary import CONTEXTS, GROUPS, PROFESSIONS
+from excise.miniature.training.state import descend, learning_rate, load_state, save_state
+from excise.miniature.vocabulary import GROUPS, PROFESSIONS
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -136,12 +137,7 @@ def train_branch(
         loss = torch.nn.functional.mse_loss(prediction, noise)
         warm = branch.peak * min(1.0, (step + 1) / 200)
         rate = learning_rate(step, branch.steps, branch.peak) if branch.decays else warm
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        descend(loss, optimizer, rate, most=1.0)
         _average(
             averages,
             modules,

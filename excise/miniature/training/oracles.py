@@ -22,7 +22,7 @@ from excise.miniature.architecture import IMAGE_SIZE
 from excise.miniature.labels import LABEL_GROUPS, LABELS, SKIP
 from excise.miniature.training.autoencoder import to_model_range
 from excise.miniature.training.oracle_pictures import oracle_pictures
-from excise.miniature.training.state import learning_rate, load_state, save_state
+from excise.miniature.training.state import descend, learning_rate, load_state, save_state
 from excise.miniature.vocabulary import MARKS
 
 if TYPE_CHECKING:
@@ -170,11 +170,7 @@ def train_oracle(
         loss = grouped_loss(
             model(disturb(to_model_range(pixels[rows]), recipe, rng)).logits, torch.from_numpy(truths[rows])
         )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, recipe.steps, peak)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        descend(loss, optimizer, learning_rate(step, recipe.steps, peak))
         if step % 250 == 0 or step == recipe.steps - 1:
             click.echo(f"{recipe.name} step {step} loss {loss.item():.3f} {time.monotonic() - started:.0f}s")
             save_state(state, {"model": model}, optimizer, step + 1)

@@ -1,4 +1,4 @@
-"""Half-finished training, kept as safetensors so that a killed run goes on where it stopped."""
+"""Steps of a training and its half-finished state: safetensors, from which a killed run goes on."""
 
 from __future__ import annotations
 
@@ -60,6 +60,20 @@ def load_state(
     if averages is not None:
         averages |= {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
     return int(tensors["step"])
+
+
+def descend(
+    loss: torch.Tensor, optimizer: torch.optim.Optimizer, rate: float, most: float | None = None
+) -> None:
+    """One step of the optimizer at this rate; `most`, where given, bounds the norm of the whole gradient."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if most is not None:
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, most)
+    optimizer.step()
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from excise.miniature.architecture import WINDOW, build_tokenizer
 from excise.miniature.captions import caption
+from excise.miniature.contexts import CONTEXTS
 from excise.miniature.draw import draw
 from excise.miniature.labels import LABEL_GROUPS, LABELS, SKIP, truth
 from excise.miniature.scene import Scene, sample_scene
 from excise.miniature.vocabulary import (
     COLOURS,
     COMPOUND,
-    CONTEXTS,
     HELD_OUT_COMBINATIONS,
     MARKS,
     OBJECTS,
