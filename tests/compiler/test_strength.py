@@ -280,6 +280,13 @@ def test_few_pictures_may_lose_half_of_what_the_gate_allows() -> None:
     assert not stays(2, 20, gate)
 
 
+def test_one_picture_lost_among_few_may_be_chance() -> None:
+    gate = Gate(gate="preserved", id="x", concepts=("moon",), max_loss=0.03)
+    assert stays(1, 20, gate)
+    assert not stays(2, 20, gate)
+    assert not stays(2, 100, gate)
+
+
 TRIALS_DONE = st.lists(
     st.builds(
         Trial,
