@@ -23,7 +23,7 @@ TRAJECTORIES_OF_A_CONCEPT = 2
 # Weights that read no text know a preserved concept by its pictures alone: two show too few of them.
 TRAJECTORIES_WITHOUT_TEXT = 6
 # A memorised image is decided upon in the first steps, in which few trajectories show little of the noise.
-TRAJECTORIES_OF_A_CAPTION = 8
+TRAJECTORIES_OF_A_CAPTION = 24
 
 
 class KeepingEdit(SampledEdit, MiningEdit, Protocol):

@@ -37,7 +37,7 @@ class AblateImage(EditPass):
     """One memorised image. Each step: `batch` examples of captions, half of the anchor, and `keep`."""
 
     name: ClassVar[str] = "ablate/image"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
