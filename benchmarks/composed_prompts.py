@@ -115,7 +115,7 @@ class Seen:
 class Bench:
     """The miniature and one sampler whose weights edits are tried in."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_seed: int = FIRST_SEED) -> None:
         from compiler.base import open_base
         from compiler.generate import Sampler
         from editspec.model import PathBase
@@ -123,6 +123,7 @@ class Bench:
         from excise.miniature.judging import oracles
 
         register()
+        self.first_seed = first_seed
         self.base = open_base(PathBase(path="miniature"), ROOT)
         self.sampler = Sampler(self.base)
         self.oracles = oracles()
@@ -204,7 +205,7 @@ class Bench:
         from compiler.generate import Draw, Sampling
         from excise.miniature.judging import Verdicts
 
-        draws: list[Draw] = [Draw(prompt, FIRST_SEED + k) for k, (prompt, _, _) in enumerate(looked)]
+        draws: list[Draw] = [Draw(prompt, self.first_seed + k) for k, (prompt, _, _) in enumerate(looked)]
         images = self.sampler.images(draws, Sampling(5.0, 15))
         views = [images, *(halves(images) if case.halves else ())]
         return Looks([Verdicts(view, self.oracles) for view in views])
@@ -260,13 +261,14 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, default=5, help="how many objects are erased, one by one")
     parser.add_argument("--trials", type=int, default=60, help="pictures of each case")
     parser.add_argument("--seeds", type=int, default=3, help="builds of each edit")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of judged pictures")
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument(
         "--cases", nargs="+", choices=["in_prompt", "compound"], default=["in_prompt", "compound"]
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
-    bench = Bench()
+    bench = Bench(arguments.first_seed)
     edits = {name: METHODS[name] for name in arguments.only}
     found: dict[str, Any] = {}
     if "in_prompt" in arguments.cases:
