@@ -49,8 +49,8 @@ IMAGE: dict[str, Any] = {
     "kind": "image",
     # Published are all weights; those that read text alone leave the pictures of other captions as they are.
     "selection": "cross-attention",
-    "steps": 100,
-    "learning_rate": 3e-3,
+    "steps": 150,
+    "learning_rate": 1.5e-3,
     "batch": 8,
     "keep_weight": 3.0,
 }

@@ -23,7 +23,7 @@ TRAJECTORIES_OF_A_CONCEPT = 2
 # Weights that read no text know a preserved concept by its pictures alone: two show too few of them.
 TRAJECTORIES_WITHOUT_TEXT = 6
 # A memorised image is decided upon in the first steps, in which few trajectories show little of the noise.
-TRAJECTORIES_OF_A_CAPTION = 24
+TRAJECTORIES_OF_A_CAPTION = 48
 
 
 class KeepingEdit(SampledEdit, MiningEdit, Protocol):
@@ -57,7 +57,7 @@ def keep_requests(edit: KeepingEdit, spec: EditSpec, neighbours: Sequence[str]) 
     own = tuple(concept for concept in dict.fromkeys(edit.preserve) if concept not in shared)
     templates = templates_of(edit)
     # A memorised image is asked for by its caption alone, and so is another that must stay.
-    written = getattr(edit, "kind", "") == "image"
+    written = _written(edit)
     groups = [
         (shared, len(shared) * each, templates),
         (own, len(own) * TRAJECTORIES_OF_A_CAPTION, ("{}",))
@@ -90,13 +90,20 @@ def keep_terms(
     """
     import torch
 
-    from compiler.terms import Term
+    from compiler.terms import Term, more_often
 
     preserved, empty = keep_batches(edit, requests)
     prompt = bank.column("prompt").tolist()
     terms = []
     if preserved:
-        examples = [(row, number[bank.prompts[prompt[row]]]) for row in kept]
+        rows = list(kept)
+        if _written(edit) and edit.preserve:
+            told = torch.tensor(
+                [row for row in kept if bank.prompts[prompt[row]] in edit.preserve], dtype=torch.long
+            )
+            rows = [row for row in kept if bank.prompts[prompt[row]] not in edit.preserve]
+            rows += more_often(told, bank.take("cond", told), bank.take("uncond", told)).tolist()
+        examples = [(row, number[bank.prompts[prompt[row]]]) for row in rows]
         target = lambda rows: bank.take("cond", rows)  # noqa: E731
         terms.append(Term("preserve", bank, torch.tensor(examples), target, edit.keep_weight, preserved))
     if empty:
@@ -104,6 +111,11 @@ def keep_terms(
         target = lambda rows: bank.take("uncond", rows)  # noqa: E731
         terms.append(Term("empty", bank, torch.tensor(examples), target, edit.keep_weight, empty))
     return terms
+
+
+def _written(edit: object) -> bool:
+    """Whether what the edit itself preserves are captions, not concepts to be put into templates."""
+    return getattr(edit, "kind", "") == "image"
 
 
 def _taking_turns(concepts: Sequence[str], templates: Sequence[str], trajectories: int) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from compiler.precision import predicted
 
 Loss: TypeAlias = Literal["l2", "l1", "huber"]
 
+MOST_OFTEN = 7  # how many times more than once a row comes in an epoch
 BRANCH_WEIGHT = 0.1  # of each half beside the guided prediction, as for shifts
 
 # Noise predictions are of size 1; what a concept changes in them is some tenths. Below the knee l2, above l1.
@@ -209,3 +210,14 @@ def _gathered(terms: Sequence[Term], draws: Sequence[Tensor], device: torch.devi
             halves[2].append(torch.full((len(rows),), term.guided.alone, device=device))
     together = [torch.cat(column) for column in columns]
     return _Examples(*together, *(torch.cat(half) if half else None for half in halves))
+
+
+def more_often(rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """`rows` (n,), each once, and once more for every mean difference of two predictions (n, c, h, w) there.
+
+    A memorised image is decided upon while there is still much noise. Later it is seen in x_t, and its
+    caption and any other prompt agree: such rows have little to teach.
+    """
+    apart = (first - second).square().mean(dim=(1, 2, 3))
+    times = 1 + (apart / apart.mean().clamp(min=1e-30)).long().clamp(max=MOST_OFTEN)
+    return rows.repeat_interleave(times)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from compiler.teacher import Teacher
     from editspec import Edit, EditSpec
 
-MOST_OFTEN = 7  # how many times more than once a row comes in an epoch
 LOADING_SECONDS = 4.0  # late imports, building the U-Net, encoding the image
 
 
@@ -37,7 +36,7 @@ class AblateImage(EditPass):
     """One memorised image. Each step: `batch` examples of captions, half of the anchor, and `keep`."""
 
     name: ClassVar[str] = "ablate/image"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
@@ -179,20 +178,16 @@ def _away(edit: Ablate, bank: Bank) -> Callable[[Tensor], Tensor]:
 
 
 def _examples(bank: Bank, each: int, captions: Sequence[int]) -> Tensor:
-    """(row, caption) for `each` rows of every caption; where it says more than the anchor, more often.
-
-    An image is decided upon while there is still much noise. Later it is seen in x_t, and caption and anchor
-    agree: such rows have little to teach. Each comes once, and once more for every mean difference there.
-    """
+    """(row, caption) for `each` rows of every caption; where it says more than the anchor, more often."""
     import torch
+
+    from compiler.terms import more_often
 
     found = []
     for place, caption in enumerate(captions):
-        rows = torch.arange(place * each, (place + 1) * each)
-        apart = (bank.take("said", rows) - bank.take("cond", rows)).square().mean(dim=(1, 2, 3))
-        times = 1 + (apart / apart.mean().clamp(min=1e-30)).long().clamp(max=MOST_OFTEN)
-        examples = torch.stack([rows, torch.full_like(rows, caption)], dim=1)
-        found.append(examples.repeat_interleave(times, dim=0))
+        every = torch.arange(place * each, (place + 1) * each)
+        rows = more_often(every, bank.take("said", every), bank.take("cond", every))
+        found.append(torch.stack([rows, torch.full_like(rows, caption)], dim=1))
     return torch.cat(found)
 
 
