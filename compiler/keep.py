@@ -96,13 +96,11 @@ def keep_terms(
     prompt = bank.column("prompt").tolist()
     terms = []
     if preserved:
-        rows = list(kept)
-        if _written(edit) and edit.preserve:
-            told = torch.tensor(
-                [row for row in kept if bank.prompts[prompt[row]] in edit.preserve], dtype=torch.long
-            )
-            rows = [row for row in kept if bank.prompts[prompt[row]] not in edit.preserve]
-            rows += more_often(told, bank.take("cond", told), bank.take("uncond", told)).tolist()
+        captions = {*edit.preserve} if _written(edit) else set()
+        rows = [row for row in kept if bank.prompts[prompt[row]] not in captions]
+        if told := [row for row in kept if bank.prompts[prompt[row]] in captions]:
+            numbers = torch.tensor(told)
+            rows += more_often(numbers, bank.take("cond", numbers), bank.take("uncond", numbers)).tolist()
         examples = [(row, number[bank.prompts[prompt[row]]]) for row in rows]
         target = lambda rows: bank.take("cond", rows)  # noqa: E731
         terms.append(Term("preserve", bank, torch.tensor(examples), target, edit.keep_weight, preserved))

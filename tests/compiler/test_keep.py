@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
-from compiler.keep import TRAJECTORIES_OF_A_CONCEPT, TRAJECTORIES_WITHOUT_TEXT, keep_requests
+from compiler.bank import Bank
+from compiler.keep import TRAJECTORIES_OF_A_CONCEPT, TRAJECTORIES_WITHOUT_TEXT, keep_requests, keep_terms
 from editspec import Edit, EditSpec, parse_spec
 
 ERASE = {"edit": "erase", "method": "esd", "concept": "star"}
@@ -44,3 +46,37 @@ def test_a_shift_of_few_numbers_needs_no_more() -> None:
 
 def test_an_edit_that_weighs_nothing_kept_asks_for_no_bank() -> None:
     assert keep_requests(*spec_of({**ERASE, "keep_weight": 0}), ()) == []
+
+
+IMAGE = {"edit": "ablate", "kind": "image", "concept": "sun", "image": "sun.png", "captions": ["the sun"]}
+TOLD = {"the moon": 0, "a heart": 1}
+
+
+def _kept_rows(edit: dict[str, Any], apart: list[float]) -> list[int]:
+    """How often each row is kept: half of "the moon", half of "a heart", as words change it so."""
+    rows = len(apart)
+    empty = torch.zeros(rows, 1, 2, 2)
+    shard = {
+        "timestep": torch.zeros(rows),
+        "prompt": torch.arange(rows) * 2 // rows,
+        "uncond": empty,
+        "cond": empty + torch.tensor(apart)[:, None, None, None],
+    }
+    joint, spec = spec_of(edit)
+    requests = keep_requests(joint, spec, ())
+    kept, _ = keep_terms(joint, requests, Bank(tuple(TOLD), (shard,)), range(rows), TOLD)
+    found = kept.examples[:, 0].tolist()
+    return [found.count(row) for row in range(rows)]
+
+
+def test_another_images_caption_is_kept_most_where_it_decides_and_concepts_everywhere_alike() -> None:
+    asked = {**IMAGE, "preserve": ["the moon"]}
+    assert _kept_rows(asked, [2.0, 0.0, 1.0, 0.0, 2.0, 0.0, 1.0, 0.0]) == [4, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_concepts_of_other_kinds_are_kept_everywhere_alike() -> None:
+    assert _kept_rows({**ERASE, "preserve": ["the moon"]}, [2.0, 0.0, 1.0, 0.0]) == [1, 1, 1, 1]
+
+
+def test_a_caption_that_the_whole_spec_preserves_is_no_case_of_its_own() -> None:
+    assert _kept_rows({**IMAGE, "preserve": ["moon"]}, [2.0, 0.0, 1.0, 0.0]) == [1, 1, 1, 1]
