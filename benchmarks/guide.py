@@ -3,7 +3,9 @@
 For each case: the error of plain guided predictions against the teacher on a bank that was not trained on, as
 a share of what the teacher changes, in bins of timesteps; and how often oracles see the mark in pictures of
 the base, of the original at runtime and of the edited model, from the same noise. Rates are percents with
-their intervals; `baked_minus_runtime` are points over the same draws.
+their intervals; `baked_minus_runtime` are points over the same draws. `unmasked` is the error of an ideal
+student that adds the concepts' own directions e_s - e_0, in the best amount for each bin, and knows nothing
+of where in the picture the original adds them: what is below it has learned the mask.
 
 `toward` adds a mark instead of taking it away; `weighted` leads away from two marks with weights.
 
@@ -60,6 +62,7 @@ ASKED: dict[str, dict[str, Sequence[str]]] = {
     "weighted": {MARK: JUDGED["implicit"], OTHER: [f"a {t} at {c}" for c in ELSEWHERE for t in UNSEEN]},
 }
 """Which mark is looked for in which pictures, where that is not the mark of `JUDGED`."""
+BINS = 5
 LEARNING = {
     "steps": 300, "trajectories": 128, "timesteps": 15, "batch": 16, "learning_rate": 1e-2,
     "schedule": "cosine", "sampling_steps": 15, "selection": "cross-attention",
@@ -79,10 +82,11 @@ def guided(bench: Bench, case: str) -> dict[str, Any]:
     teacher = GuidingTeacher(context)
     bank, effect = _held_out(bench, context, built, next(iter(asked.values())))
     prompts, student = teacher.encode(bank.prompts), teacher.unet
+    unmasked = _unmasked(teacher, bank, effect.prompts)
     add_deltas(student, deltas)
     bins = {}
     for scale in bench.arguments.scales:
-        found = faithfulness(student, bank, effect, teacher.unconditional, prompts, scale)
+        found = faithfulness(student, bank, effect, teacher.unconditional, prompts, scale, BINS)
         bins[f"guidance {scale:g}"] = [
             {
                 "timesteps": [bin.low, bin.high],
@@ -102,7 +106,10 @@ def guided(bench: Bench, case: str) -> dict[str, Any]:
         for scale in bench.arguments.scales
     }
     gap = max(abs(found["baked_minus_runtime"][0]) for found in rates.values())
-    return {"evals": record["evals"], "worst_bin": worst, "largest_gap": gap, "bins": bins, "rates": rates}
+    return {
+        "evals": record["evals"], "worst_bin": worst, "largest_gap": gap,
+        "unmasked": unmasked, "bins": bins, "rates": rates,
+    }  # fmt: skip
 
 
 def _held_out(bench: Bench, context: PassContext, edit: Guide, prompts: Sequence[str]) -> tuple[Any, Any]:
@@ -117,6 +124,28 @@ def _held_out(bench: Bench, context: PassContext, edit: Guide, prompts: Sequence
     return GuidingTeacher(context).bank(
         GuidedRequest(plain, effect, scales_around(edit.guidance_scale))
     ), effect
+
+
+def _unmasked(teacher: Any, bank: Any, concepts: Sequence[str]) -> list[float]:
+    """By bin, the share of the recorded guidance that no multiples of the concepts' directions explain."""
+    import torch
+
+    from compiler.predictions import predictions
+
+    rows = len(bank)
+    every = torch.arange(rows)
+    guidance, uncond = bank.take("guidance", every), bank.take("uncond", every)
+    texts = teacher.encode(tuple(concepts))
+    each = [predictions(teacher.unet, bank, texts, [place] * rows) - uncond for place in range(len(concepts))]
+    order = bank.column("timestep").sort(descending=True, stable=True).indices
+    found = []
+    for number in range(BINS):
+        here = order[rows * number // BINS : rows * (number + 1) // BINS]
+        directions = torch.stack([one[here].flatten() for one in each], dim=1)
+        wanted = guidance[here].flatten()[:, None]
+        left = wanted - directions @ torch.linalg.lstsq(directions, wanted).solution
+        found.append(round(float(left.norm() / wanted.norm().clamp(min=1e-30)), 3))
+    return found
 
 
 def _original(edit: Guide) -> Baseline:
