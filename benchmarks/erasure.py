@@ -154,6 +154,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--concepts", type=int, default=5)
+    parser.add_argument("--only", metavar="CONCEPT", help="this concept of `auto`")
+    parser.add_argument("--first-build", type=int, default=0, help="of the seeds of `auto` and `implicit`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=60, help="pictures of each build's own concept")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of judged pictures")
