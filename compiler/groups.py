@@ -18,6 +18,8 @@ class Neutral:
 
     prompt: str
     named: tuple[str, ...]
+    template: str
+    """What the edit lists; prompts of one template are alike but for the profession."""
 
 
 def group_names(edit: Balance) -> tuple[str, ...]:
@@ -41,7 +43,7 @@ def neutral_prompts(edit: Balance) -> tuple[Neutral, ...]:
         for profession in edit.professions if "{}" in template else ("",):
             prompt = fill(template, profession)
             named = tuple(_named(edit, template, profession, group) for group in group_names(edit))
-            found.setdefault(prompt, Neutral(prompt, named))
+            found.setdefault(prompt, Neutral(prompt, named, template))
     return tuple(found.values())
 
 

@@ -1,4 +1,4 @@
-"""What guide, balance and respond share: lessons for the distil engine, from planned cost to trained changes.
+"""What guide, balance and respond share: lessons for the distil engine, as plans know them.
 
 A lesson is a bank and what the student reads at its rows. Each reading names what it reads, the prompt whose
 prediction is wanted there, and how much of the recorded guidance is added to that. Trajectories and guidance
@@ -10,27 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from compiler.bank_request import BankRequest
 from compiler.guided_request import GuidedRequest
 from compiler.keep import keep_requests
-from compiler.mining import Mining, mined
-from compiler.passes import PassCost, PassResult
+from compiler.passes import PassCost
 from compiler.unet import training_memory
 from compiler.windows import over_window
 from editspec import Balance, Guide, Respond
-from editspec.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compiler.bank import Bank
     from compiler.checkpoint import Checkpoint
-    from compiler.conditioning import Conditioning
-    from compiler.passes import PassContext
-    from compiler.terms import Term
+    from compiler.teacher import Teacher
     from editspec import EditSpec
 
 TaughtEdit: TypeAlias = Guide | Balance | Respond
@@ -55,6 +49,8 @@ class Reading:
     guided: Guiding | None = None
     early: int = 1
     """How often the rows of the first fifth of a trajectory come, for each time that others do."""
+    often: tuple[int, ...] = ()
+    """How often the rows of each prompt of the bank come; once, where it is empty."""
 
     @property
     def evals_each(self) -> int:
@@ -101,6 +97,28 @@ class Lesson:
         return self.request.evals(scheduler_config) + len(self.wanted) * plain.rows(scheduler_config)
 
 
+class Rounds(Protocol):
+    """Further rounds of a training, each from what is seen of the student by then."""
+
+    @property
+    def rounds(self) -> int: ...
+
+    @property
+    def steps(self) -> int:
+        """Training steps of each round."""
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    def evals(self, scheduler_config: Mapping[str, Any]) -> int:
+        """What looking takes, in all rounds."""
+
+    def look(
+        self, teacher: Teacher, student: nn.Module, deltas: Mapping[str, Tensor]
+    ) -> tuple[tuple[Lesson, ...], Any]:
+        """The lessons of the next round, with the banks of the first ones; JSON facts of what was seen."""
+
+
 def held(name: str, prompts: Sequence[str | None], weight: float, batch: int) -> Reading:
     """A reading in which nothing is to change: for each prompt of the bank, one that stays where it is."""
     return Reading(name, tuple((prompt,) for prompt in prompts), tuple(prompts), weight, batch)
@@ -134,71 +152,18 @@ def lessons_cost(
     checkpoint: Checkpoint,
     targets: Sequence[str],
     together: tuple[float, ...] = (),
+    rounds: Rounds | None = None,
 ) -> PassCost:
     """What teaching them takes; nothing of it depends on which neighbours are found."""
-    every = (*lessons, *_kept(edit, spec, (), together))
-    evals = _evals_before(every, checkpoint) + _training_evals(edit, every)
+    every = (*lessons, *kept_lessons(edit, spec, (), together))
+    evals = evals_before(every, checkpoint) + training_evals(edit, every)
+    if rounds:
+        evals += rounds.evals(checkpoint.config("scheduler")) + training_evals(edit, every, rounds)
     memory = training_memory(checkpoint.weights("unet").entries, checkpoint.config("unet"), targets)
     return PassCost(evals, LOADING_SECONDS, memory)
 
 
-def teach(
-    edit: TaughtEdit,
-    lessons: Sequence[Lesson],
-    targets: Sequence[str],
-    mining: Mining | None,
-    context: PassContext,
-    together: tuple[float, ...] = (),
-) -> PassResult:
-    """Sample the banks, train the weights `targets` on all lessons, and keep what the spec preserves.
-
-    The student starts where earlier passes left the weights. What `mining` finds is kept too. Where the empty
-    prompt learns something, what is kept is held in guided predictions at the scales `together`. Raises
-    InputError where training diverges.
-    """
-    from compiler.distil import DistilSettings, Diverged, distil, summary
-    from compiler.guided_bank import GuidingTeacher
-    from compiler.unet import add_deltas
-
-    pointer = context.spec.pointer(edit)
-    neighbours = mined(mining, context)
-    kept = _kept(edit, context.spec, [word for word, _ in neighbours], together)
-    every = (*lessons, *kept)
-    teacher = GuidingTeacher(context)
-    texts = [text for lesson in every for text in lesson.student_prompts]
-    teacher.refuse_cut_prompts(pointer, texts)
-    # What the student reads, one row for each prompt; row 0 is the unconditional one.
-    number = {text: place + 1 for place, text in enumerate(dict.fromkeys(texts))}
-    banks = [teacher.bank(lesson.request) for lesson in every]
-    prompts: Conditioning = teacher.unconditional.join(teacher.encode(tuple(number)))
-    student = teacher.unet  # from here on: the base's predictions are all in the banks
-    add_deltas(student, context.upstream)
-    terms = [
-        term
-        for lesson, bank in zip(every, banks, strict=True)
-        for term in _terms(lesson, bank, number, student, prompts)
-    ]
-    settings = DistilSettings(
-        edit.steps, edit.learning_rate, context.seed, (edit.edit, edit.id), edit.loss, edit.schedule
-    )
-    with context.progress.task(f"distil {edit.id}", _training_evals(edit, every)) as task:
-        try:
-            done = distil(student, targets, prompts, terms, settings, task.advance)
-        except Diverged as error:
-            what = f"training diverged: {error}"
-            raise InputError(f"{pointer}/learning_rate", what, "choose a smaller learning_rate") from error
-    record = {
-        "evals": _evals_before(every, context.checkpoint) + _training_evals(edit, every),
-        "evals_of_training": _training_evals(edit, every),
-        "prompts": sorted({text for lesson in lessons for text in lesson.student_prompts}),
-        "kept_prompts": sorted({text for lesson in kept for text in lesson.student_prompts}),
-        "neighbours": [[word, round(cosine, 4)] for word, cosine in neighbours],
-        "loss": summary(done.curve),
-    }
-    return PassResult(done.deltas, record)
-
-
-def _kept(
+def kept_lessons(
     edit: TaughtEdit, spec: EditSpec, neighbours: Sequence[str], together: tuple[float, ...]
 ) -> tuple[Lesson, ...]:
     """What the spec and the edit preserve, and mined neighbours: `batch` examples a step together.
@@ -223,70 +188,13 @@ def _kept(
     return tuple(lessons)
 
 
-def _terms(
-    lesson: Lesson, bank: Bank, number: Mapping[str, int], student: nn.Module, prompts: Conditioning
-) -> list[Term]:
-    """The parts of the loss that one lesson adds, its readings in order; `student` is not trained yet."""
-    import torch
-
-    from compiler.predictions import predictions
-    from compiler.terms import BRANCH_WEIGHT, Guided, Term
-
-    asked = bank.column("prompt").tolist()
-
-    def row_of(text: str | None) -> int:
-        return 0 if text is None else number[text]
-
-    found = {
-        wanted: predictions(student, bank, prompts, [row_of(wanted[prompt]) for prompt in asked])
-        for wanted in lesson.wanted
-    }
-
-    def target(wanted: tuple[str | None, ...], change: float, rows: Tensor) -> Tensor:
-        before = found[wanted][rows]
-        return before + change * bank.take("guidance", rows) if change else before
-
-    def guided(reading: Reading) -> Guided | None:
-        if reading.guided is None:
-            return None
-        empty = (None,) * len(lesson.request.prompts)
-        uncond = partial(target, empty, reading.guided.empty)
-        return Guided(reading.guided.scales, uncond, BRANCH_WEIGHT if reading.guided.halves else 0.0)
-
-    timestep = bank.column("timestep").float()
-    early = (timestep >= timestep.quantile(1 - EARLY)).tolist()
-
-    def examples(reading: Reading) -> Tensor:
-        return torch.tensor(
-            [
-                (row, row_of(text))
-                for row, p in enumerate(asked)
-                for text in reading.prompts[p]
-                for _ in range(reading.early if early[row] else 1)
-            ]
-        )
-
-    return [
-        Term(
-            reading.name,
-            bank,
-            examples(reading),
-            partial(target, reading.wanted, reading.change),
-            reading.weight,
-            reading.batch,
-            guided=guided(reading),
-        )
-        for reading in lesson.readings
-    ]
-
-
-def _evals_before(lessons: Sequence[Lesson], checkpoint: Checkpoint) -> int:
+def evals_before(lessons: Sequence[Lesson], checkpoint: Checkpoint) -> int:
     """Evals of sampling all banks anew (what the cache holds costs nothing) and of what is wanted there."""
     scheduler = checkpoint.config("scheduler")
     return sum(lesson.evals(scheduler) for lesson in lessons)
 
 
-def _training_evals(edit: TaughtEdit, lessons: Sequence[Lesson]) -> int:
-    """A forward is one eval, a backward two."""
+def training_evals(edit: TaughtEdit, lessons: Sequence[Lesson], rounds: Rounds | None = None) -> int:
+    """Of the edit's own steps, or of those of all `rounds`: a forward is one eval, a backward two."""
     each = sum(reading.evals_each * reading.batch for lesson in lessons for reading in lesson.readings)
-    return edit.steps * each
+    return each * (rounds.rounds * rounds.steps if rounds else edit.steps)

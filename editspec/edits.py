@@ -228,6 +228,7 @@ class Balance:
     guidance_scale: float = 7.5
     loss: Loss = "l2"
     schedule: Schedule = "constant"
+    calibrate: int = 0
     keep_weight: float = 1.0
 
     @property

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compiler.bank_request import BankRequest
+from compiler.calibration import Calibration
 from compiler.groups import group_names, group_shares, neutral_prompts
-from compiler.lessons import Lesson, Reading, held, lessons_cost, quarter, teach, too_few, too_long
+from compiler.lessons import Lesson, Reading, held, lessons_cost, quarter, too_few, too_long
 from compiler.mining import Mining, edited_words, mining_of
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
+from compiler.teaching import teach
 from compiler.unet import unsuited
 from editspec import Balance
 
@@ -69,13 +71,15 @@ class BalanceDistil(EditPass):
     def cost(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> PassCost:
         edit = _only(edits)
         targets = self.targets(edits, checkpoint.weights("unet").entries)
-        return lessons_cost(edit, balance_lessons(edit, spec.seed), spec, checkpoint, targets)
+        lessons = balance_lessons(edit, spec.seed)
+        return lessons_cost(edit, lessons, spec, checkpoint, targets, rounds=Calibration(edit, lessons))
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
         edit = _only(edits)
         targets = self.targets(edits, context.checkpoint.weights("unet").entries)
         lessons = balance_lessons(edit, context.spec.seed)
-        result = teach(edit, lessons, targets, self.mining(edits, context.spec)[edit.id], context)
+        mining = self.mining(edits, context.spec)[edit.id]
+        result = teach(edit, lessons, targets, mining, context, rounds=Calibration(edit, lessons))
         shares = dict(zip(group_names(edit), group_shares(edit), strict=True))
         return PassResult(result.deltas, {**result.record, "shares": shares})
 

@@ -17,10 +17,11 @@ from compiler.bank_request import BankRequest
 from compiler.contexts import without
 from compiler.effects import Effect, effect_of
 from compiler.guided_request import GuidedRequest, scales_around
-from compiler.lessons import Guiding, Lesson, Reading, held, lessons_cost, teach, too_few, too_long
+from compiler.lessons import Guiding, Lesson, Reading, held, lessons_cost, too_few, too_long
 from compiler.mining import Mining, edited_words, mining_of
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
+from compiler.teaching import teach
 from compiler.unet import unsuited
 from editspec import Guide
 from editspec.templates import TEMPLATES, fill

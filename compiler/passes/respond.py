@@ -16,11 +16,12 @@ from compiler.bank_request import BankRequest
 from compiler.effects import Along, Effect, effect_of
 from compiler.groups import group_names, group_shares, neutral_prompts
 from compiler.guided_request import GuidedRequest
-from compiler.lessons import Lesson, Reading, held, lessons_cost, quarter, teach, too_few, too_long
+from compiler.lessons import Lesson, Reading, held, lessons_cost, quarter, too_few, too_long
 from compiler.mining import edited_words
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.passes.guide import guided_prompts
 from compiler.selections import select
+from compiler.teaching import teach
 from compiler.unet import unsuited
 from editspec import Balance, Direction, Guide, Respond, Shift
 

@@ -30,7 +30,7 @@ def test_a_group_is_named_beside_the_prompt_or_beside_the_profession(
     template: str, named: tuple[str, ...]
 ) -> None:
     edit = _balance(professions=("baker",), group_template=template)
-    assert neutral_prompts(edit) == (Neutral("a photo of a baker", named),)
+    assert neutral_prompts(edit) == (Neutral("a photo of a baker", named, "a photo of a {}"),)
 
 
 def test_shares_are_equal_unless_they_are_given() -> None:

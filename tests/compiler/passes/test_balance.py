@@ -10,7 +10,6 @@ import torch
 
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
-from compiler.lessons import _terms
 from compiler.passes import PassContext, PassResult
 from compiler.passes.balance import EARLY_TIMES, BalanceDistil, balance_lessons
 from compiler.progress import Silent
@@ -18,6 +17,7 @@ from compiler.sampling import predict
 from compiler.seeds import gaussian
 from compiler.selections import select
 from compiler.teacher import Teacher
+from compiler.teaching import predicted_before, terms_of
 from compiler.unet import add_deltas
 from editspec import Balance, EditSpec, parse_spec
 
@@ -81,7 +81,8 @@ def test_a_neutral_prompt_learns_most_where_its_group_is_decided(base: Checkpoin
     texts = lesson.student_prompts
     number = {text: place + 1 for place, text in enumerate(texts)}
     prompts = teacher.unconditional.join(teacher.encode(texts))
-    neutral, *kept = _terms(lesson, bank, number, teacher.unet, prompts)
+    found = predicted_before(lesson, bank, number, teacher.unet, prompts)
+    neutral, *kept = terms_of(lesson, bank, number, found)
     times = neutral.examples[:, 0].bincount()
     timestep = bank.column("timestep")
     early = timestep >= timestep.unique().sort(descending=True).values[1]
@@ -106,7 +107,7 @@ def test_at_pure_noise_a_neutral_prompt_predicts_the_mixture_of_its_groups(
     after = _predicted(teacher, prompts)
     wanted = share * before[1] + (1 - share) * before[2]
     assert (after[0] - wanted).norm() < 0.8 * (before[0] - wanted).norm()
-    assert abs(_lean(*before[1:], after[0]) - share) < 0.25
+    assert abs(_lean(before[1], before[2], after[0]) - share) < 0.25
 
 
 def test_it_moves_exactly_what_it_declares_and_records_the_shares(base: Checkpoint) -> None:
@@ -120,11 +121,16 @@ def test_it_moves_exactly_what_it_declares_and_records_the_shares(base: Checkpoi
     assert json.loads(json.dumps(result.record)) == result.record
 
 
+@pytest.mark.parametrize("calibrate", [0, 2])
 @pytest.mark.parametrize("preserve", [{}, {"concepts": ["house"], "auto": 1}], ids=["nothing", "preserve"])
 def test_the_run_takes_the_evals_that_were_planned_and_gives_the_same_bits_twice(
-    base: Checkpoint, preserve: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Checkpoint,
+    preserve: dict[str, Any],
+    calibrate: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec = _spec(FAIR, preserve=preserve)
+    spec = _spec({**FAIR, "calibrate": calibrate}, preserve=preserve)
     counted = 0
     forward = torch.nn.Module.__call__
 

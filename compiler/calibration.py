@@ -1,0 +1,192 @@
+"""Calibrates a balance edit: which groups the student draws, and how much of each it is taught next.
+
+What regression leaves over is small at every step and one-sided over all of them: the shares that are drawn
+differ from those that were taught. So the student draws, and each picture counts for the group under whose
+name the weights that the pass began with denoise it best (a diffusion classifier: Li et al. 2023, "Your
+Diffusion Model is Secretly a Zero-Shot Classifier", eq. 5): neither labels nor an outside model. Then it is
+taught on, with more of what it drew too seldom. The mixture's share is proportional to the weight it has in
+the loss, so the weight is multiplied by the wanted share over the drawn one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from compiler.bank_request import unet_calls
+from compiler.groups import group_names, group_shares, neutral_prompts
+from compiler.lessons import Lesson
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compiler.teacher import Teacher
+    from editspec import Balance
+
+PICTURES = 24  # of each neutral prompt in a round
+TIMES = 8  # noise levels at which the groups' names are compared
+# Pictures' worth of belief that a prompt is drawn as all prompts of its template are. What 24 pictures say of
+# one prompt is by chance a tenth off; prompts of a template differ by less.
+POOLED = 32
+SLOWER = 0.25  # of the edit's learning rate: at the full one, all shares move again
+MOST = 4.0  # how many times more, or less, a group may come to count
+FREQUENCY = 8  # rows come so often where their weight is the mean
+
+
+class Calibration:
+    """`edit.calibrate` rounds, each of a third of the edit's steps.
+
+    `lessons` has one for each group, the reading of neutral prompts first.
+    """
+
+    def __init__(self, edit: Balance, lessons: Sequence[Lesson]) -> None:
+        self.edit, self.lessons = edit, tuple(lessons)
+        self._weights: Tensor | None = None
+        self._round = 0
+
+    @property
+    def rounds(self) -> int:
+        return self.edit.calibrate
+
+    @property
+    def steps(self) -> int:
+        """Training steps of each round."""
+        return -(-self.edit.steps // 3)
+
+    @property
+    def learning_rate(self) -> float:
+        return SLOWER * self.edit.learning_rate
+
+    def evals(self, scheduler_config: Mapping[str, Any]) -> int:
+        """Evals of looking, in all rounds: the pictures, and each group's name at each noise level."""
+        pictures = PICTURES * len(neutral_prompts(self.edit))
+        drawing = 2 * unet_calls(scheduler_config, self.edit.sampling_steps)
+        return self.rounds * pictures * (drawing + TIMES * len(group_names(self.edit)))
+
+    def look(
+        self, teacher: Teacher, student: nn.Module, deltas: Mapping[str, Tensor]
+    ) -> tuple[tuple[Lesson, ...], Any]:
+        """The lessons of the next round; how many of each neutral prompt's pictures show each group."""
+        import torch
+
+        counts = self.counts(teacher, student, deltas, self._round)
+        before = torch.ones_like(counts) if self._weights is None else self._weights
+        neutrals = neutral_prompts(self.edit)
+        templates = [neutral.template for neutral in neutrals]
+        self._weights = corrected(before, counts, group_shares(self.edit), templates)
+        self._round += 1
+        prompts = [neutral.prompt for neutral in neutrals]
+        seen = dict(zip(prompts, counts.int().tolist(), strict=True))
+        return self.taught(self._weights), seen
+
+    def counts(
+        self, teacher: Teacher, student: nn.Module, deltas: Mapping[str, Tensor], number: int
+    ) -> Tensor:
+        """How many of each neutral prompt's pictures show each group, (prompts, groups)."""
+        neutrals = neutral_prompts(self.edit)
+        asked = [place for place in range(len(neutrals)) for _ in range(PICTURES)]
+        latents = self.drawn(teacher, student, deltas, number, [neutrals[place].prompt for place in asked])
+        return self.told(teacher, student, latents, asked, number)
+
+    def told(
+        self, teacher: Teacher, student: nn.Module, latents: Tensor, asked: Sequence[int], number: int
+    ) -> Tensor:
+        """How many of `latents` (n, c, h, w) show each group, by the prompt `asked` for."""
+        import torch
+
+        from compiler.noised import noised_bank
+        from compiler.predictions import predictions
+
+        neutrals = neutral_prompts(self.edit)
+        bank = noised_bank(
+            latents,
+            asked,
+            [neutral.prompt for neutral in neutrals],
+            teacher.scheduler,
+            timesteps=TIMES,
+            seed=teacher.seed,
+            names=("calibration", self.edit.id, f"round {number}"),
+        )
+        read, noise = bank.column("prompt").tolist(), bank.take("noise", torch.arange(len(bank)))
+        errors = []
+        for place in range(len(group_names(self.edit))):
+            named = teacher.encode([neutral.named[place] for neutral in neutrals])
+            error = (predictions(student, bank, named, read) - noise).square().flatten(1).mean(1)
+            errors.append(error.reshape(len(asked), -1).sum(1))
+        shown = torch.stack(errors, dim=1).argmin(1)
+        counts = torch.zeros(len(neutrals), len(errors))
+        counts.index_put_((torch.tensor(asked), shown), torch.ones(len(asked)), accumulate=True)
+        return counts
+
+    def drawn(
+        self,
+        teacher: Teacher,
+        student: nn.Module,
+        deltas: Mapping[str, Tensor],
+        number: int,
+        prompts: Sequence[str],
+    ) -> Tensor:
+        """Latents of one picture for each prompt, drawn with the changes."""
+        import torch
+
+        from compiler.bank import trajectories_in_a_batch
+        from compiler.judging import changed
+        from compiler.sampling import sample
+        from compiler.seeds import gaussian, generator, reproducible
+        from compiler.unet import config_of, latent_shape
+
+        config, found = config_of(student), []
+        batch, shape = trajectories_in_a_batch(config), latent_shape(config)
+        with changed(student, deltas), reproducible():
+            for start in range(0, len(prompts), batch):
+                part = prompts[start : start + batch]
+                draws = [
+                    (teacher.seed, "calibration", self.edit.id, number, place)
+                    for place in range(start, start + len(part))
+                ]
+                text = teacher.encode(tuple(part))
+                noise = torch.stack([gaussian(shape, *draw, "noise") for draw in draws])
+                drawn = sample(
+                    student,
+                    teacher.scheduler,
+                    noise.to(text.hidden.device),
+                    teacher.unconditional,
+                    text,
+                    steps=self.edit.sampling_steps,
+                    guidance_scale=self.edit.guidance_scale,
+                    generators=[generator(*draw, "scheduler") for draw in draws],
+                )
+                found.append(drawn.latents.cpu())
+        return torch.cat(found)
+
+    def taught(self, weights: Tensor) -> tuple[Lesson, ...]:
+        """The lessons in which group g counts `weights` (prompts, groups) times its share, by prompt."""
+        return tuple(
+            replace(lesson, readings=(self._weighted(lesson, weights[:, place]), *lesson.readings[1:]))
+            for place, lesson in enumerate(self.lessons)
+        )
+
+    @staticmethod
+    def _weighted(lesson: Lesson, weights: Tensor) -> Any:
+        mean = float(weights.mean())
+        often = tuple(max(1, round(FREQUENCY * float(weight) / mean)) for weight in weights)
+        first = lesson.readings[0]
+        return replace(first, weight=first.weight * mean, often=often)
+
+
+def corrected(weights: Tensor, counts: Tensor, shares: Sequence[float], templates: Sequence[str]) -> Tensor:
+    """Weights (prompts, groups) for the next round, after `counts` (prompts, groups) drawn with `weights`.
+
+    A prompt's own pictures are few, so those of all prompts with its template speak for it too.
+    """
+    import torch
+
+    wanted = torch.tensor(shares)
+    alike = torch.tensor([[float(one == other) for other in templates] for one in templates])
+    pooled = alike @ counts
+    pooled = pooled / pooled.sum(1, keepdim=True).clamp(min=1)
+    drawn = (counts + POOLED * pooled) / (counts.sum(1, keepdim=True) + POOLED)
+    found = weights * wanted / drawn.clamp(min=1e-3)
+    found = found / (found * wanted).sum(1, keepdim=True)
+    return found.clamp(1 / MOST, MOST)
