@@ -45,8 +45,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "intersections": ("tone", "group"),
 }
 LEARNING = {
-    "steps": 300, "trajectories": 384, "batch": 24, "learning_rate": 1e-2, "schedule": "cosine",
-    "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention",
+    "steps": 700, "calibrate": 2, "trajectories": 384, "batch": 24, "learning_rate": 1e-2,
+    "schedule": "cosine", "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention",
 }  # fmt: skip
 
 
