@@ -55,6 +55,10 @@ class BalanceDistil(EditPass):
             return [(f"{pointer}/edit", f"'balance' cannot edit this base: {reason}")]
         if few := too_few(pointer, len(neutral_prompts(edit)), edit, shared_by=len(group_names(edit))):
             return few
+        predicted = checkpoint.config("scheduler").get("prediction_type", "epsilon")
+        if edit.calibrate and predicted not in ("epsilon", "v_prediction"):
+            what = f"telling groups apart needs a model that predicts noise or v, not '{predicted}'"
+            return [(f"{pointer}/calibrate", f"{what}; leave it out")]
         return too_long(pointer, balance_lessons(edit, spec.seed), checkpoint)
 
     def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:

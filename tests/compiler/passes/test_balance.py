@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,17 @@ def test_a_named_prompt_over_the_window_is_refused_while_planning(base: Checkpoi
     ((pointer, message),) = BALANCE.check(spec.edits, spec, base)
     assert pointer == "/edits/0"
     assert "tokens" in message
+
+
+def test_calibrating_a_base_that_predicts_neither_noise_nor_v_is_refused_while_planning(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    path = tmp_path / "base" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "sample"}))
+    base = Checkpoint.open(tmp_path / "base")
+    spec = _spec({**FAIR, "calibrate": 1})
+    ((pointer, message),) = BALANCE.check(spec.edits, spec, base)
+    assert pointer == "/edits/0/calibrate"
+    assert "'sample'" in message
+    assert BALANCE.check(_spec(FAIR).edits, _spec(FAIR), base) == []
