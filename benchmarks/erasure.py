@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from distil_bench import FIRST_SEED  # noqa: E402 - the folder is no package
 from erasure_bench import FLAME, Erasures, copies, learned_token, rate  # noqa: E402
-from strength_bench import auto, implicit, say, sweep  # noqa: E402
+from strength_bench import CASES, auto, implicit, say, sweep  # noqa: E402
 
 ESD: dict[str, Any] = {
     "edit": "erase",
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--concepts", type=int, default=5)
-    parser.add_argument("--only", metavar="CONCEPT", help="this concept of `auto`")
+    parser.add_argument("--only", choices=[*CASES], help="one concept of `auto`")
     parser.add_argument("--first-build", type=int, default=0, help="of the seeds of `auto` and `implicit`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=60, help="pictures of each build's own concept")
