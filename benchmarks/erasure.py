@@ -7,8 +7,9 @@ nearest neighbours by text embedding and unrelated objects lose in recognition (
 though nobody names it, and were in no lesson either; `taught` ones were, with other objects.
 `sweep`: U-Net evals of six strengths on a warm bank, as the search trains them, over those of one build from
 nothing; each setting is judged beside the same one trained alone.
-`robust`: how often a learned token (textual inversion against the edited weights) brings flame back, for
-plain and for robust ESD, beside the unedited base and the twin that never saw one.
+`robust`: how often a learned token (textual inversion against the edited weights) brings a concept back, for
+plain and for robust ESD, beside the unedited base and, for flame, the twin that never saw one; and what the
+others of its kind and the objects lose to robustness.
 `memorised`: each of the four posters, alone, forgotten by `ablate`: pictures of its caption that are still
 copies of it, of the others' captions that still are of theirs, and objects recognised.
 
@@ -30,20 +31,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from distil_bench import FIRST_SEED  # noqa: E402 - the folder is no package
-from erasure_bench import FLAME, Erasures, copies, learned_token, rate  # noqa: E402
+from distil import CONCEPTS  # noqa: E402 - the folder is no package
+from distil_bench import FIRST_SEED  # noqa: E402
+from erasure_bench import Erasures, copies, rate  # noqa: E402
+from robust_bench import ATTACKED, robust  # noqa: E402
 from strength_bench import CASES, auto, implicit, say, sweep  # noqa: E402
 
-ESD: dict[str, Any] = {
-    "edit": "erase",
-    "method": "esd",
-    "negative_guidance": 2.0,
-    "steps": 100,
-    "learning_rate": 8e-4,
-    "batch": 8,
-    "sampling_steps": 20,
-    "keep_weight": 2.0,
-}
 IMAGE: dict[str, Any] = {
     "edit": "ablate",
     "kind": "image",
@@ -54,41 +47,6 @@ IMAGE: dict[str, Any] = {
     "batch": 8,
     "keep_weight": 3.0,
 }
-
-
-def robust(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Learned tokens against plain and robust ESD of every seed; against the base and the twin once."""
-    from compiler.gates.statistics import paired_loss
-    from excise.miniature.vocabulary import OBJECTS
-
-    more = {"preserve": {"concepts": [*OBJECTS, "crack", "spill"]}}
-    others = bench.named(OBJECTS, "object", None, 3)
-    found: dict[str, dict[str, list[bool]]] = {}
-    builds: dict[str, Any] = {}
-    for seed in range(arguments.seeds):
-        ways: dict[str, Mapping[str, Any]] = {} if seed else {"base": {}, "twin": {}}
-        with tempfile.TemporaryDirectory(prefix="erasure-") as cache:
-            for name, hard in (("plain", False), ("robust", True)):
-                ways[name] = bench.built({**ESD, **FLAME, "robust": hard}, seed, Path(cache), **more)[0]
-        for name, deltas in ways.items():
-            row = {"attacked": learned_token(bench, deltas, seed, arguments.trials, twin=name == "twin")}
-            if name != "twin":  # which is a checkpoint of its own
-                row["flame"] = list(
-                    bench.recognised(*bench.named(["flame"], "content", None, 20), deltas, "any")
-                )
-                row["objects"] = list(bench.recognised(*others, deltas, "all"))
-            builds[f"{name} {seed}"] = {key: rate(flags) for key, flags in row.items()}
-            say(f"robust {name} {seed}: {builds[f'{name} {seed}']}")
-            for key, flags in row.items():
-                found.setdefault(name, {}).setdefault(key, []).extend(flags)
-    pairs = list(zip(found["plain"]["objects"], found["robust"]["objects"], strict=True))
-    lost, gained = (sum(a and not b for a, b in side) for side in (pairs, [(b, a) for a, b in pairs]))
-    loss = paired_loss(lost, gained, len(pairs))
-    return {
-        **{name: {key: rate(flags) for key, flags in row.items()} for name, row in found.items()},
-        "objects_lost_to_robustness": [loss.estimate, loss.lower, loss.upper],
-        "builds": builds,
-    }
 
 
 def memorised(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -154,8 +112,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--concepts", type=int, default=5)
-    parser.add_argument("--only", choices=[*CASES], help="one concept of `auto`")
-    parser.add_argument("--first-build", type=int, default=0, help="of the seeds of `auto` and `implicit`")
+    parser.add_argument(
+        "--only", choices=[*ATTACKED, *CONCEPTS], help="one concept of `auto`, `robust` or `sweep`"
+    )
+    parser.add_argument("--first-build", type=int, default=0, help="the first of `--seeds`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=60, help="pictures of each build's own concept")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of judged pictures")
@@ -163,6 +123,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := sorted({*arguments.parts} - {*PARTS}):
         parser.error(f"no part called {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    for part, known in {"auto": CASES, "robust": ATTACKED, "sweep": CONCEPTS}.items():
+        if part in arguments.parts and arguments.only and arguments.only not in known:
+            parser.error(f"{part} has no {arguments.only}; there are {', '.join(known)}")
     bench = Erasures(arguments.trials, arguments.first_seed)
     figures = {part: PARTS[part](bench, arguments) for part in arguments.parts or PARTS}
     print(json.dumps(figures) if arguments.json else json.dumps(figures, indent=1))

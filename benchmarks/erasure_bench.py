@@ -1,17 +1,13 @@
-"""What the figures of erasures share: recognition by the oracles in any prompts, neighbours, an attack."""
+"""What the figures of erasures share: recognition by the oracles in any prompts, neighbours, copies."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from distil_bench import Bench
 
 STEPS, GUIDANCE = 15, 5.0
-ATTACK_STEPS = 150
-FLAME: dict[str, Any] = {"concept": "flame", "kind": "content", "aliases": ["fire", "burning"]}
 COPY = 0.75  # correlation of pixels from which a picture is a copy of another
 
 
@@ -77,71 +73,6 @@ class Erasures(Bench):
         others = [name for name in names_of(kind) if name != concept]
         ranked = [word for word, _ in neighbours(text, concept, 10_000, exclude={concept, *known})]
         return sorted(others, key=lambda name: ranked.index(name) if name in ranked else len(ranked))
-
-
-def learned_token(
-    bench: Erasures, deltas: Mapping[str, Any], seed: int, trials: int, twin: bool
-) -> list[bool]:
-    """Pictures with a flame after textual inversion; x_t and wanted predictions are the base's."""
-    import numpy as np
-    import torch
-
-    from compiler.adversary import Victim, attack
-    from compiler.bank_request import BankRequest
-    from compiler.cache import StageCache
-    from compiler.checkpoint import Checkpoint
-    from compiler.passes import PassContext
-    from compiler.progress import Silent
-    from compiler.sampling import sample
-    from compiler.seeds import gaussian, generator
-    from compiler.teacher import Teacher
-    from compiler.unet import add_deltas, build_unet, config_of, latent_shape
-    from compiler.vae import Autoencoder
-    from editspec.templates import TEMPLATES, fill
-    from excise.miniature.assets import export
-
-    spec = bench.spec({"edit": "erase", **FLAME}, seed)
-    device = torch.device("cpu")
-    with tempfile.TemporaryDirectory(prefix="erasure-") as folder:
-        attacked = Checkpoint.open(export(Path(folder) / "twin", twin=True)) if twin else bench.base
-        cache = StageCache(Path(folder) / "cache")
-        context = PassContext(spec, bench.base, {}, seed, device, cache, Silent())
-        own = PassContext(spec, attacked, {}, seed, device, cache, Silent())
-        teacher = Teacher(context)
-        prompts = tuple(fill(template, "flame") for template in TEMPLATES["content"][1:])
-        bank = teacher.bank(
-            BankRequest(prompts, (8,) * len(prompts), seed=50_000 + seed, steps=20, strata=10)
-        )
-        student = build_unet(attacked)
-        add_deltas(student, deltas)
-        rows = torch.arange(len(bank))
-        victim = Victim("flame", prompts, Teacher(own).encode(prompts), bank, rows, bank.column("prompt"))
-        done = attack(
-            student,
-            own.text(),
-            victim,
-            "token",
-            batch=12,
-            seed=60_000 + seed,
-            names=("judge",),
-            steps=ATTACK_STEPS,
-        )
-        shape = latent_shape(config_of(student))
-        images = []
-        for start in range(0, trials, 32):
-            numbers = range(start, min(start + 32, trials))
-            drawn = sample(
-                student,
-                teacher.scheduler,
-                torch.stack([gaussian(shape, bench.first_seed, "attacked", number) for number in numbers]),
-                Teacher(own).unconditional,
-                done.rows.rows([number % len(prompts) for number in numbers]),
-                steps=STEPS,
-                guidance_scale=GUIDANCE,
-                generators=[generator(bench.first_seed, number) for number in numbers],
-            )
-            images += [np.asarray(picture) for picture in Autoencoder(attacked, device).decode(drawn.latents)]
-    return list(bench.seen(np.stack(images), np.array(["flame"] * trials), "any"))
 
 
 def copies(images: Any, original: Any) -> Any:

@@ -11,7 +11,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,48 +178,50 @@ IMPLICIT: dict[str, Any] = {
 
 def sweep(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
     """Six strengths on a warm bank, as the search trains them, beside each trained alone."""
-    from compiler.strength import ladder
+    concepts = [arguments.only] if arguments.only else CONCEPTS[: arguments.concepts]
+    builds = {
+        f"{concept} {seed}": swept_build(bench, concept, seed)
+        for concept in concepts
+        for seed in range(arguments.first_build, arguments.first_build + arguments.seeds)
+    }
+    return {**swept_summary(builds.values()), "builds": builds}
 
-    costs: dict[str, list[float]] = {}
-    table: dict[float, dict[str, list[float]]] = {}
-    for concept in CONCEPTS[: arguments.concepts]:
-        edit = {"edit": "erase", "method": "esd", "concept": concept, **OURS["esd"]}
-        with tempfile.TemporaryDirectory(prefix="erasure-") as cache:
-            _, one, seconds = bench.build(edit, 0, Path(cache))
-            etas = ladder(bench.spec(edit, 0).edits[0])
-            swept, evals, wall = swept_settings(bench, edit, etas, Path(cache))
-            for eta in etas:
-                alone, _, _ = bench.build({**edit, "negative_guidance": eta}, 0, Path(cache))
-                row = table.setdefault(eta, {})
-                for name, deltas in (("swept", swept[eta]), ("alone", alone)):
-                    erased, preserved = bench.judge(concept, 0, deltas)
-                    row.setdefault(f"erased_{name}", []).append(erased)
-                    row.setdefault(f"preserved_{name}", []).append(preserved)
-                say(f"sweep {concept} eta {eta}: { {name: values[-1] for name, values in row.items()} }")
-        for name, value in {"build": one, "six": evals, "evals_ratio": evals / one}.items():
-            costs.setdefault(name, []).append(value)
-        costs.setdefault("wall_ratio", []).append(wall / seconds)
-    difference = {
-        f"{name}_swept_minus_alone": means(
-            {
-                "all": [
-                    a - b
-                    for row in table.values()
-                    for a, b in zip(row[f"{name}_swept"], row[f"{name}_alone"], strict=True)
-                ]
-            }
-        )["all"]
+
+def swept_summary(builds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean costs; what a sweep's settings erase and keep less than alone, with intervals over all of them."""
+    every = list(builds)
+    rows: dict[str, list[float]] = {
+        f"{name}_swept_minus_alone": [
+            row[f"{name}_swept"] - row[f"{name}_alone"] for one in every for row in one["settings"].values()
+        ]
         for name in ("erased", "preserved")
     }
-    settings = {
-        str(eta): {name: sum(values) / len(values) for name, values in row.items()}
-        for eta, row in table.items()
-    }
-    return {**{name: sum(v) / len(v) for name, v in costs.items()}, **difference, "settings": settings}
+    costs = {name: float(np.mean([one[name] for one in every])) for name in every[0] if name != "settings"}
+    return {**costs, **means(rows)}
+
+
+def swept_build(bench: Erasures, concept: str, seed: int) -> dict[str, Any]:
+    """What one build, and a sweep on its bank, cost; each setting's rates, swept and alone."""
+    from compiler.strength import ladder
+
+    edit = {"edit": "erase", "method": "esd", "concept": concept, **OURS["esd"]}
+    settings: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="erasure-") as cache:
+        _, one, seconds = bench.build(edit, seed, Path(cache))
+        etas = ladder(bench.spec(edit, seed).edits[0])
+        swept, evals, wall = swept_settings(bench, edit, etas, seed, Path(cache))
+        for eta in etas:
+            alone, _, _ = bench.build({**edit, "negative_guidance": eta}, seed, Path(cache))
+            row = settings.setdefault(str(eta), {})
+            for name, deltas in (("swept", swept[eta]), ("alone", alone)):
+                row[f"erased_{name}"], row[f"preserved_{name}"] = bench.judge(concept, seed, deltas)
+            say(f"sweep {concept} {seed} eta {eta}: {row}")
+    costs = {"build": one, "six": evals, "evals_ratio": evals / one, "wall_ratio": wall / seconds}
+    return {**costs, "settings": settings}
 
 
 def swept_settings(
-    bench: Erasures, edit: Mapping[str, Any], etas: Sequence[float], cache: Path
+    bench: Erasures, edit: Mapping[str, Any], etas: Sequence[float], seed: int, cache: Path
 ) -> tuple[dict[float, Any], int, float]:
     """The changes of each setting, evals and seconds of all; the edit's own first, then its neighbours."""
     import torch
@@ -233,9 +235,9 @@ def swept_settings(
     from compiler.sweep import Sweep
     from compiler.teacher import Teacher
 
-    spec = bench.spec(edit, 0)
+    spec = bench.spec(edit, seed)
     (own,) = spec.edits
-    context = PassContext(spec, bench.base, {}, 0, torch.device("cpu"), StageCache(cache), Silent())
+    context = PassContext(spec, bench.base, {}, seed, torch.device("cpu"), StageCache(cache), Silent())
     with Counting() as counted, reproducible():
         start = time.perf_counter()
         teacher = Teacher(context)
