@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--first-build", type=int, default=0, help="the first of `--seeds`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=60, help="pictures of each build's own concept")
+    parser.add_argument("--jobs", type=int, default=1, help="processes of `robust`")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of judged pictures")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()

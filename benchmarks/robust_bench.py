@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +35,38 @@ TWINNED = "flame"  # what the twin never saw
 def robust(bench: Erasures, arguments: argparse.Namespace) -> dict[str, Any]:
     """Learned tokens against plain and robust ESD of each concept and seed; against base and twin once."""
     concepts = [arguments.only] if arguments.only else [*ATTACKED][: arguments.concepts]
-    builds = {
-        f"{concept} {seed}": one_build(bench, concept, seed, arguments.trials)
-        for concept in concepts
-        for seed in range(arguments.first_build, arguments.first_build + arguments.seeds)
+    seeds = range(arguments.first_build, arguments.first_build + arguments.seeds)
+    asked = [(concept, seed) for concept in concepts for seed in seeds]
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as workers:
+        build = partial(one_build, bench.trials, bench.first_seed)
+        builds = dict(zip(asked, workers.map(build, *zip(*asked, strict=True)), strict=True))
+    return {
+        "all": pooled(builds.values()),
+        "concepts": {name: pooled([builds[name, seed] for seed in seeds]) for name in concepts},
+        "builds": {f"{name} {seed}": rates(found) for (name, seed), found in builds.items()},
     }
-    return {"all": pooled(builds.values()), **{name: rates(build) for name, build in builds.items()}}
 
 
-def one_build(bench: Erasures, concept: str, seed: int, trials: int) -> dict[str, dict[str, list[bool]]]:
+@cache
+def bench_of(trials: int, first_seed: int) -> Erasures:
+    """The bench of one process."""
+    return Erasures(trials, first_seed)
+
+
+def one_build(trials: int, first_seed: int, concept: str, seed: int) -> dict[str, dict[str, list[bool]]]:
     """By way and figure, what was seen in each picture."""
+    bench = bench_of(trials, first_seed)
     edit = {**ESD, **ATTACKED[concept], "concept": concept}
     kind = edit["kind"]
     others = [name for name in dict.fromkeys([*names_of(kind), *names_of("object")]) if name != concept]
     kept = [bench.named([name], kind if name in names_of(kind) else "object", None, 3) for name in others]
     beside = [prompt for prompts, _ in kept for prompt in prompts], [n for _, names in kept for n in names]
-    ways: dict[str, Mapping[str, Any]] = {"base": {}} | ({"twin": {}} if concept == TWINNED else {})
-    with tempfile.TemporaryDirectory(prefix="erasure-") as cache:
+    unedited = ("base", "twin")[: 0 if seed else 1 + (concept == TWINNED)]
+    ways: dict[str, Mapping[str, Any]] = {name: {} for name in unedited}
+    with tempfile.TemporaryDirectory(prefix="erasure-") as folder:
         for name, hard in (("plain", False), ("robust", True)):
             more = {"preserve": {"concepts": others}}
-            ways[name] = bench.built({**edit, "robust": hard}, seed, Path(cache), **more)[0]
+            ways[name] = bench.built({**edit, "robust": hard}, seed, Path(folder), **more)[0]
     found: dict[str, dict[str, list[bool]]] = {}
     for name, deltas in ways.items():
         row = {"attacked": learned_token(bench, concept, deltas, seed, trials, twin=name == "twin")}
@@ -64,7 +79,7 @@ def one_build(bench: Erasures, concept: str, seed: int, trials: int) -> dict[str
     return found
 
 
-def pooled(builds: Any) -> dict[str, Any]:
+def pooled(builds: Iterable[Mapping[str, Mapping[str, Sequence[bool]]]]) -> dict[str, Any]:
     """All builds together: rates, and the points of what is kept that robustness costs, paired."""
     every: dict[str, dict[str, list[bool]]] = {}
     for build in builds:

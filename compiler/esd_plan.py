@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 ROUNDS = 4  # of attacks, where an erasure is robust
 ATTACKS = 2  # ways of attacking in each round: learned token, soft prefix
-RESTARTS = 4  # of each attack, which share its batch
-ATTACK_STEPS = 30
+RESTARTS = 2  # of each attack, which share its batch
+# With 30 steps and four starts attacks found nothing that a longer one does not find again: a fish came back
+# in 28 of 30 pictures. What is unlearned then are random embeddings, and the way back stays open.
+ATTACK_STEPS = 100
 ATTACKED = 2  # examples of attacked prompts a step, for each of the concept's own
 
 

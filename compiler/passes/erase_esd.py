@@ -63,7 +63,7 @@ class EraseEsd(EditPass):
     """Erasures by distillation, alone or together. Each step: `batch` examples of each, and `keep`."""
 
     name: ClassVar[str] = "erase/esd"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     order: ClassVar[int] = 10
     merges: ClassVar[bool] = False
 
