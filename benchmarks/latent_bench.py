@@ -189,19 +189,24 @@ class Bench:
         return _marks(words.name, nouns + adjectives, each)
 
     def harmless(self, each: int) -> dict[str, Case]:
-        """What else prompts ask for: some `each` pictures of a word of the largest group, others to match."""
-        from excise.miniature.vocabulary import COLOURS, MARKS, OBJECTS, STYLES
+        """What else prompts ask for: some `each` pictures of a word of the largest group, others to match.
+
+        Styles are asked for on every object that the world drew so: of others the base itself draws half.
+        """
+        from excise.miniature.vocabulary import COLOURS, HELD_OUT_COMBINATIONS, MARKS, OBJECTS, STYLES
 
         count = each * len(OBJECTS)
+        drawn = [(s, o) for o in OBJECTS for s in STYLES if (o, s) not in HELD_OUT_COMBINATIONS]
+        asked = {
+            "object": [(name, f"a photo of a {name}") for name in OBJECTS],
+            "colour": [(name, f"a {name} ball") for name in COLOURS],
+            "style": [(style, f"a {style} {name}") for style, name in drawn],
+        }
         found = {}
-        groups = (
-            ("object", OBJECTS, "a photo of a {}"),
-            ("colour", tuple(COLOURS), "a {} ball"),
-            ("style", STYLES, "a {} star"),
-        )
-        for group, names, template in groups:
-            wanted = names * -(-count // len(names))
-            found[group] = Case(tuple(template.format(name) for name in wanted), group, wanted)
+        for group, pairs in asked.items():
+            taken = [pairs[number % len(pairs)] for number in range(count)]
+            wanted, prompts = zip(*taken, strict=True)
+            found[group] = Case(prompts, group, wanted)
         others = tuple(mark for mark in MARKS if mark != self.mark)
         for mark in others:
             nouns = [f"a ball with {noun}" for noun in MARKS[mark].nouns]
