@@ -2,8 +2,8 @@
 
 The teacher adds the edit's effect, or a direction of the phrase's own, to prompts that do not say the phrase;
 the student learns it from the text, in the text branch alone: the same prompts without the phrase, and the
-empty prompt, stay where they are along the same trajectories. (METHODS, section 7; Li et al. 2024, on
-responsible phrases.)
+empty prompt, stay where they are, along these trajectories and along those that the base itself takes for the
+prompts. (METHODS, section 7; Li et al. 2024, on responsible phrases.)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RespondPhrases(EditPass):
     """One respond edit. Each step: `batch` examples, shared by its phrases, and as many without a phrase."""
 
     name = "respond/phrases"
-    version = 2
+    version = 3
     order = 50
     merges = False
 
@@ -135,21 +135,28 @@ def _lessons(edit: Respond, spec: EditSpec) -> tuple[Lesson, ...]:
         if isinstance(meaning.does, Balance):
             lessons.extend(_fair_lessons(edit, meaning, meaning.does, spec.seed, share, batch))
         else:
-            lessons.append(_guided_lesson(edit, meaning, meaning.does, spec.seed, share, batch))
+            lessons.extend(_guided_lessons(edit, meaning, meaning.does, spec.seed, share, batch))
     return tuple(lessons)
 
 
-def _guided_lesson(
+def _guided_lessons(
     edit: Respond, meaning: _Meaning, effect: Effect, seed: int, trajectories: int, batch: int
-) -> Lesson:
-    """With the phrase, the prompt's own prediction and the effect's text branch; without it, as before."""
+) -> Iterator[Lesson]:
+    """With the phrase, the prompt's own prediction and the effect's text branch; without it, as before.
+
+    The effect's trajectories end without what it leads away from. A prompt without the phrase still goes
+    where the base takes it, so half of what is held is held there.
+    """
     plain = BankRequest.of(edit, seed, meaning.prompts, trajectories)
     said = tuple(meaning.said(prompt) for prompt in plain.prompts)
     change, _ = effect.changes("text", edit.guidance_scale)
     name = f"phrase '{meaning.phrase}'"
     obeyed = Reading(name, said, plain.prompts, 1.0, batch, change)
+    half = -(-batch // 2)
     request = GuidedRequest(plain, effect, (edit.guidance_scale,))
-    return Lesson(request, (obeyed, *_kept(edit, name, plain.prompts, 1.0, batch)))
+    yield Lesson(request, (obeyed, *_kept(edit, name, plain.prompts, 1.0, half)))
+    if own := _kept(edit, f"{name}, of the base", plain.prompts, 1.0, half):
+        yield Lesson(plain, own)
 
 
 def _fair_lessons(

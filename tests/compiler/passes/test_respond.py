@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_the_phrase_is_obeyed_and_the_prompt_without_it_stays(telling_checkpoint
     context = _context(spec, base)
     deltas = RESPOND.run(spec.edits, context).deltas
     teacher = GuidingTeacher(context)
-    (lesson,) = _lessons(_respond(spec), spec)
+    lesson, _ = _lessons(_respond(spec), spec)
     bank = teacher.bank(lesson.request)
     rows = torch.arange(len(bank))
     asked, x, t = bank.column("prompt"), bank.take("model_input", rows), bank.column("timestep")
@@ -132,7 +133,7 @@ def test_a_phrase_takes_the_effect_of_the_edit_it_uses() -> None:
     phrases = [{"text": "guarded", "use": "guard"}, {"text": "fair", "use": "fair"}]
     edit = {key: value for key, value in SHORT.items() if key != "prompts"} | {"phrases": phrases}
     spec = _spec(edit, GUARD, FAIR)
-    guarded, zan, zin = _lessons(_respond(spec), spec)
+    guarded, _, zan, zin = _lessons(_respond(spec), spec)
     assert isinstance(guarded.request, GuidedRequest)
     assert guarded.request.effect.prompts == ("crack",)
     assert guarded.request.prompts == ("a moon",)
@@ -142,6 +143,18 @@ def test_a_phrase_takes_the_effect_of_the_edit_it_uses() -> None:
     assert [lesson.readings[0].weight for lesson in (zan, zin)] == [0.75, 0.25]
     assert zan.readings[0].prompts == (("a baker fair", "a baker, fair"),)
     assert zan.readings[1].prompts == (("a baker",),)
+
+
+def test_prompts_without_the_phrase_are_held_where_the_effect_leads_and_where_the_base_goes() -> None:
+    spec = _spec(SHORT)
+    guided, own = _lessons(_respond(spec), spec)
+    assert isinstance(guided.request, GuidedRequest)
+    assert own.request == guided.request.plain
+    for held in (guided.readings[1], own.readings[0]):
+        assert held.wanted == own.request.prompts
+        assert held.prompts == tuple((prompt,) for prompt in own.request.prompts)
+        assert (held.change, held.weight) == (0.0, _respond(spec).keep_weight)
+    assert _lessons(replace(_respond(spec), keep_weight=0.0), spec)[0].readings == guided.readings[:1]
 
 
 def test_another_effect_in_the_edit_it_uses_is_another_run() -> None:
