@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from compiler.teacher import Teacher
     from editspec import Direction, EditSpec, Shift
 
-VERSION = 3  # raise it whenever the same edit may give another direction
+VERSION = 4  # raise it whenever the same edit may give another direction
 FILE = "direction.safetensors"
 FIXED, FIXED_KEPT = 8, 4  # examples of the Gauss-Newton step: wanted, and kept
 MEAN_ROWS = 24  # rows over which means of activations are taken
@@ -164,6 +164,7 @@ def _discovered(edit: Shift, direction: Direction, context: PassContext) -> Foun
         "kept_prompts": sorted({text for request in keep for text in request.prompts}),
         "sites": edit.sites,
         "gated": edit.gated,
+        "overshoot": edit.overshoot,
         "guidance_scales": list(scales(edit)),
         "base": context.checkpoint.digest,
         "family": context.checkpoint.family,
@@ -234,13 +235,13 @@ def _parts(edit: Shift, bank: Bank, kept: Sequence[Bank], number: Mapping[str, i
     columns = set(bank.shards[0])
 
     def wanted(rows: Tensor, scale: Tensor) -> Tensor:
-        """(1 - w)(e_n - e_0) + w (e_y+ - e_y-): teacher minus student, both guided at w."""
+        """(1 - w)(e_n - e_0) + w (e_y+ - e_y-), overshot: teacher minus student, both guided at w."""
         change = torch.zeros_like(bank.take("cond", rows))
         if "negative" in columns:
             change += (1.0 - scale) * (bank.take("negative", rows) - bank.take("uncond", rows))
         if "goal" in columns:
             change += scale * (bank.take("goal", rows) - bank.take("cond", rows))
-        return change
+        return edit.overshoot * change
 
     parts = [Part("shift", bank, examples(bank), wanted, 1.0, edit.batch, FIXED)]
     if kept:

@@ -129,7 +129,8 @@ class Shift:
     """Add a self-discovered h-space direction to existing biases (Li et al. 2024).
 
     `prompts` are further ones that a direction away from a negative prompt is learned on. `gated` carries the
-    direction in the values that read the text instead, so that the empty prompt stays as it is.
+    direction in the values that read the text instead, so that the empty prompt stays as it is. The teacher
+    goes `overshoot` times as far as the prompts lead it.
     """
 
     id: str
@@ -140,6 +141,7 @@ class Shift:
     strength: float = 1.0
     sites: Literal["mid", "decoder", "all"] = "all"
     gated: bool = False
+    overshoot: float = 1.0
     steps: int = 500
     learning_rate: float = 0.006
     batch: int = 2

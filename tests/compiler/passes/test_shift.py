@@ -141,11 +141,14 @@ def _guided(unet: torch.nn.Module, teacher: Teacher, prompts: list[str], x: Any,
     return classifier_free_guidance(uncond, cond, w)
 
 
-@pytest.mark.parametrize("gated", [False, True], ids=["biases", "gated"])
+@pytest.mark.parametrize(
+    ("gated", "overshoot"), [(False, 1.0), (True, 1.0), (False, 3.0)], ids=["biases", "gated", "overshooting"]
+)
 def test_a_learned_shift_changes_guided_predictions_as_the_teacher_does_and_at_its_size(
-    base: Checkpoint, gated: bool
+    base: Checkpoint, gated: bool, overshoot: float
 ) -> None:
-    spec = _spec({**CALM, "steps": 30, "learning_rate": 0.003, "gated": gated}, preserve={"concepts": []})
+    learning = {"steps": 30, "learning_rate": 0.003, "gated": gated, "overshoot": overshoot}
+    spec = _spec({**CALM, **learning}, preserve={"concepts": []})
     context = _context(spec, base)
     edit: Any = spec.edits[0]
     teacher, shifted = Teacher(context), build_unet(base)
@@ -156,7 +159,7 @@ def test_a_learned_shift_changes_guided_predictions_as_the_teacher_does_and_at_i
     with torch.no_grad():
         for w in scales(edit):
             plain = _guided(teacher.unet, teacher, ["", "a house"], x, w)
-            wanted = _guided(teacher.unet, teacher, ["flame", "a house"], x, w) - plain
+            wanted = overshoot * (_guided(teacher.unet, teacher, ["flame", "a house"], x, w) - plain)
             moved = _guided(shifted, teacher, ["", "a house"], x, w) - plain
             assert (moved - wanted).square().mean() < 0.9 * wanted.square().mean()
             # learned for both halves: it is neither w times too weak nor too strong
