@@ -28,8 +28,8 @@ CONTEXTS = {"crack": ("quake", "ruin"), "spill": ("crime", "kitchen")}
 TRAINED = ("house", "ball", "tree", "ring", "box", "heart")
 UNSEEN = ("boat", "fish", "moon")
 LEARNING = {
-    "steps": 800, "trajectories": 288, "batch": 20, "learning_rate": 1e-2, "schedule": "cosine",
-    "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention", "keep_weight": 2,
+    "steps": 1200, "trajectories": 288, "batch": 20, "learning_rate": 1e-2, "schedule": "cosine",
+    "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention", "keep_weight": 3,
 }  # fmt: skip
 
 
