@@ -63,18 +63,21 @@ def _base_row(bench: Bench, guidance: float) -> dict[str, Any]:
 
 
 def interpolation(bench: Bench) -> dict[str, Any]:
-    """The implicit rate at seven strengths, and Spearman's rank correlation: -1 is a perfect fall."""
+    """Both rates at seven strengths, with Spearman's rank correlation: -1 is a perfect fall.
+
+    Ranks say nothing among strengths at which nothing is left.
+    """
     from scipy.stats import spearmanr
 
-    sites, case = bench.arguments.sites[0], bench.implicit(bench.arguments.each)
-    found = [bench.mark_rate(case, GUIDANCE, bench.folded(sites, strength)) for strength in STRENGTHS]
-    percents = [rate.percent for rate in found]
-    rank = float(spearmanr(STRENGTHS, percents)[0]) if len(set(percents)) > 1 else 0.0
-    return {
-        "strengths": list(STRENGTHS),
-        "implicit": [rate.as_list() for rate in found],
-        "spearman": round(rank, 3),
-    }
+    sites, each = bench.arguments.sites[0], bench.arguments.each
+    found: dict[str, Any] = {"strengths": list(STRENGTHS)}
+    for kind, case in {"implicit": bench.implicit(each), "explicit": bench.explicit(each)}.items():
+        seen = [bench.mark_rate(case, GUIDANCE, bench.folded(sites, strength)) for strength in STRENGTHS]
+        percents = [rate.percent for rate in seen]
+        rank = float(spearmanr(STRENGTHS, percents)[0]) if len(set(percents)) > 1 else 0.0
+        found[kind] = [rate.as_list() for rate in seen]
+        found[f"{kind}, spearman"] = round(rank, 3)
+    return found
 
 
 def composition(bench: Bench) -> dict[str, Any]:
