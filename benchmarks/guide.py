@@ -51,6 +51,8 @@ CASES: dict[str, dict[str, Any]] = {
     "negative-prompt": {"method": "negative-prompt", **AWAY},
     "toward": {
         "method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, "prompts": BENIGN, "toward": [MARK],
+        # What no prompt says has to come alike in both halves, so from weights that read no text.
+        "selection": "non-cross-attention", "learning_rate": 2e-3,
     },
     "weighted": {
         "method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, "prompts": [*IMPLICIT, *BESIDE],
