@@ -20,7 +20,7 @@ ROUNDS = 4  # of attacks, where an erasure is robust
 ATTACKS = 2  # ways of attacking in each round: learned token, soft prefix
 RESTARTS = 2  # of each attack, which share its batch
 # In 30 steps from four starts an attack finds nothing: what is unlearned then are random embeddings, and a
-# longer attack brought a fish back in 28 of 30 pictures.
+# longer attack from outside still finds its way back.
 ATTACK_STEPS = 100
 ATTACKED = 2  # examples of attacked prompts a step, for each of the concept's own
 
