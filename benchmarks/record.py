@@ -14,6 +14,7 @@ import datetime
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def main() -> None:
     if running.returncode:
         sys.exit(running.returncode)
     kept = {
-        "command": " ".join(("python", *map(shown, command))),
+        "command": shlex.join(("python", *map(shown, command))),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "miniature": miniature(),
