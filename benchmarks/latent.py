@@ -27,7 +27,7 @@ from latent_bench import GUIDANCE, LEARNED_ON, Bench, Way, latent_shape_of  # no
 from latent_originals import PUBLISHED_EVALS, PUBLISHED_PICTURES, originals, published  # noqa: E402
 from latent_uses import files, gated, row_beside  # noqa: E402
 
-STRENGTHS = (-0.5, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+STRENGTHS = (-1.0, -0.667, -0.333, 0.0, 0.333, 0.667, 1.0)  # evenly, and negative ones too
 TRANSFERRED_TO = ("boat", "tree", "fish")
 
 
