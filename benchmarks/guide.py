@@ -1,7 +1,8 @@
 """Guidance as weights beside the runtime originals, on the miniature.
 
-For each case: the error of plain guided predictions against the teacher on a bank that was not trained on, as
-a share of what the teacher changes, in bins of timesteps; and how often oracles see the mark in pictures of
+For each case: the error of plain guided predictions against the teacher on banks that were not trained on, as
+a share of what the teacher changes, in bins of timesteps, for prompts of objects that were not learned on and
+for the learned prompts from other noise (`learned`); and how often oracles see the mark in pictures of
 the base, of the original at runtime and of the edited model, from the same noise. Rates are percents with
 their intervals; `baked_minus_runtime` are points over the same draws. `unmasked` is the error of an ideal
 student that adds the concepts' own directions e_s - e_0, in the best amount for each bin, and knows nothing
@@ -25,6 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from guide_bench import Bench, difference, options, rate, run_cases, say  # noqa: E402 - the folder is no package
 
+from excise.miniature.vocabulary import SYNONYMS  # noqa: E402
+
 if TYPE_CHECKING:
     from compiler.baselines import Baseline
     from compiler.passes import PassContext
@@ -36,6 +39,11 @@ TRAINED = ("house", "ball", "tree", "ring", "box", "heart")
 UNSEEN = ("boat", "fish", "moon")
 IMPLICIT = tuple(f"a {thing} at {context}" for context in CONTEXTS for thing in TRAINED)
 LEARNED_ON = (*IMPLICIT, *(f"a {thing} with {MARK}" for thing in TRAINED))
+ALIASES = tuple(SYNONYMS[thing] for thing in TRAINED)
+SYNONYMOUS = (
+    *(f"a {thing} at {c}" for c in CONTEXTS for thing in ALIASES),
+    *(f"a {t} with {MARK}" for t in ALIASES),
+)
 JUDGED = {
     "implicit": tuple(f"a {thing} at {context}" for context in CONTEXTS for thing in UNSEEN),
     "explicit": tuple(f"a {thing} with {MARK}" for thing in UNSEEN),
@@ -48,6 +56,11 @@ AWAY = {"away_from": [MARK], "prompts": LEARNED_ON}
 CASES: dict[str, dict[str, Any]] = {
     "sega": {"method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, **AWAY},
     "sld": {"method": "sld", "preset": "strong", "warmup": 2, **AWAY},
+    # Nearly without a mask, so nearly all that it does can be learned: and learned for long.
+    "sld-max": {
+        "method": "sld", "preset": "max", "away_from": [MARK], "prompts": (*LEARNED_ON, *SYNONYMOUS),
+        "steps": 3500, "trajectories": 2048, "learning_rate": 6e-3,
+    },
     "negative-prompt": {"method": "negative-prompt", **AWAY},
     "toward": {
         "method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, "prompts": BENIGN, "toward": [MARK],
@@ -73,6 +86,7 @@ LEARNING = {
 
 def guided(bench: Bench, case: str) -> dict[str, Any]:
     """Faithfulness on a held-out bank and rates of the marks, for one guide edit."""
+    from compiler.effects import effect_of
     from compiler.faithfulness import faithfulness
     from compiler.guided_bank import GuidingTeacher
     from compiler.unet import add_deltas
@@ -82,23 +96,32 @@ def guided(bench: Bench, case: str) -> dict[str, Any]:
     deltas, record = bench.compiled(context)
     asked = ASKED.get(case) or {f"{MARK}, {kind}": prompts for kind, prompts in JUDGED.items()}
     teacher = GuidingTeacher(context)
-    bank, effect = _held_out(bench, context, built, next(iter(asked.values())))
-    prompts, student = teacher.encode(bank.prompts), teacher.unet
-    unmasked = _unmasked(teacher, bank, effect.prompts)
-    add_deltas(student, deltas)
-    bins = {}
-    for scale in bench.arguments.scales:
-        found = faithfulness(student, bank, effect, teacher.unconditional, prompts, scale, BINS)
-        bins[f"guidance {scale:g}"] = [
-            {
-                "timesteps": [bin.low, bin.high],
-                "change": round(bin.change, 4),
-                "error": round(bin.error, 4),
-                "ratio": round(bin.ratio, 3),
-            }
-            for bin in found
-        ]
-    worst = {scale: max(bin["ratio"] for bin in listed) for scale, listed in bins.items()}
+    banks = {
+        "unseen": _held_out(bench, context, built, next(iter(asked.values()))),
+        "learned": _held_out(bench, context, built, built.prompts),
+    }
+    effect = effect_of(built)
+    unmasked = _unmasked(teacher, banks["unseen"], effect.prompts)
+    add_deltas(teacher.unet, deltas)
+    bins: dict[str, dict[str, Any]] = {}
+    for which, bank in banks.items():
+        prompts = teacher.encode(bank.prompts)
+        for scale in bench.arguments.scales:
+            found = faithfulness(teacher.unet, bank, effect, teacher.unconditional, prompts, scale, BINS)
+            bins.setdefault(which, {})[f"guidance {scale:g}"] = [
+                {
+                    "timesteps": [bin.low, bin.high],
+                    "change": round(bin.change, 4),
+                    "error": round(bin.error, 4),
+                    "ratio": round(bin.ratio, 3),
+                }
+                for bin in found
+            ]
+    worst = {
+        f"{which}, {scale}": max(bin["ratio"] for bin in listed)
+        for which, by_scale in bins.items()
+        for scale, listed in by_scale.items()
+    }
     say(f"{case}: worst bins {worst}")
     rates = {
         f"{what}, guidance {scale:g}": _rates(
@@ -114,18 +137,17 @@ def guided(bench: Bench, case: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _held_out(bench: Bench, context: PassContext, edit: Guide, prompts: Sequence[str]) -> tuple[Any, Any]:
-    """A guided bank of prompts that were not learned on, from other seeds; and its effect."""
+def _held_out(bench: Bench, context: PassContext, edit: Guide, prompts: Sequence[str]) -> Any:
+    """A guided bank of these prompts, from a seed that was not learned on."""
     from compiler.bank_request import BankRequest
     from compiler.effects import effect_of
     from compiler.guided_bank import GuidingTeacher
     from compiler.guided_request import GuidedRequest, scales_around
 
-    plain = BankRequest.of(edit, 99, prompts, 2 * len(prompts))
-    effect = effect_of(edit)
+    plain = BankRequest.of(edit, bench.arguments.first_seed, prompts, 2 * len(prompts))
     return GuidingTeacher(context).bank(
-        GuidedRequest(plain, effect, scales_around(edit.guidance_scale))
-    ), effect
+        GuidedRequest(plain, effect_of(edit), scales_around(edit.guidance_scale))
+    )
 
 
 def _unmasked(teacher: Any, bank: Any, concepts: Sequence[str]) -> list[float]:

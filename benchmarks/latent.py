@@ -27,7 +27,6 @@ from latent_bench import GUIDANCE, LEARNED_ON, Bench, Way, latent_shape_of  # no
 from latent_originals import PUBLISHED_EVALS, PUBLISHED_PICTURES, originals, published  # noqa: E402
 from latent_uses import files, gated, row_beside  # noqa: E402
 
-STRENGTHS = (-1.0, -0.667, -0.333, 0.0, 0.333, 0.667, 1.0)  # evenly, and negative ones too
 TRANSFERRED_TO = ("boat", "tree", "fish")
 
 
@@ -63,18 +62,18 @@ def _base_row(bench: Bench, guidance: float) -> dict[str, Any]:
 
 
 def interpolation(bench: Bench) -> dict[str, Any]:
-    """Both rates at seven strengths, with Spearman's rank correlation: -1 is a perfect fall.
+    """Both rates at the strengths, with Spearman's rank correlation: -1 is a perfect fall.
 
-    Ranks say nothing among strengths at which nothing is left.
+    Ranks say nothing among strengths at which nothing is left, or where every picture has the mark.
     """
     from scipy.stats import spearmanr
 
-    sites, each = bench.arguments.sites[0], bench.arguments.each
-    found: dict[str, Any] = {"strengths": list(STRENGTHS)}
+    sites, each, strengths = bench.arguments.sites[0], bench.arguments.each, bench.arguments.strengths
+    found: dict[str, Any] = {"strengths": strengths}
     for kind, case in {"implicit": bench.implicit(each), "explicit": bench.explicit(each)}.items():
-        seen = [bench.mark_rate(case, GUIDANCE, bench.folded(sites, strength)) for strength in STRENGTHS]
+        seen = [bench.mark_rate(case, GUIDANCE, bench.folded(sites, strength)) for strength in strengths]
         percents = [rate.percent for rate in seen]
-        rank = float(spearmanr(STRENGTHS, percents)[0]) if len(set(percents)) > 1 else 0.0
+        rank = float(spearmanr(strengths, percents)[0]) if len(set(percents)) > 1 else 0.0
         found[kind] = [rate.as_list() for rate in seen]
         found[f"{kind}, spearman"] = round(rank, 3)
     return found
@@ -201,6 +200,7 @@ def main() -> None:
     parser.add_argument("--sites", default="all,mid", help="of all,decoder,mid,gated; most is of the first")
     parser.add_argument("--edit", type=json.loads, default={}, help="fields of the edit, as JSON")
     parser.add_argument("--strength", type=float, default=1.0, help="at which directions are folded")
+    parser.add_argument("--strengths", default="0,0.167,0.333,0.5,0.667,0.833,1", help="of the interpolation")
     parser.add_argument("--kept-scenes", type=int, default=2, help="kept scenes of each word of other marks")
     parser.add_argument("--budgets", default="190", help="steps of the part of that name")
     parser.add_argument("--sampling-steps", type=int, default=15, help="DDIM steps of a picture")
@@ -213,6 +213,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.scales = [float(scale) for scale in arguments.scales.split(",")]
     arguments.budgets = [int(steps) for steps in arguments.budgets.split(",")]
+    arguments.strengths = [float(strength) for strength in arguments.strengths.split(",")]
     arguments.sites = arguments.sites.split(",")
     bench = Bench(arguments)
     figures: dict[str, Any] = {"settings": vars(arguments)}

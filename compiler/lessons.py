@@ -51,6 +51,8 @@ class Reading:
     """How often the rows of the first fifth of a trajectory come, for each time that others do."""
     often: tuple[int, ...] = ()
     """How often the rows of each prompt of the bank come; once, where it is empty."""
+    level: bool = False
+    """Whether every timestep counts alike, however little the recorded guidance changes there."""
 
     @property
     def evals_each(self) -> int:

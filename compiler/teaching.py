@@ -144,7 +144,7 @@ def terms_of(
     """The parts of the loss that one lesson adds, its readings in order; `found`: `predicted_before`."""
     import torch
 
-    from compiler.terms import BRANCH_WEIGHT, Guided, Term
+    from compiler.terms import BRANCH_WEIGHT, Guided, Term, level
 
     asked = bank.column("prompt").tolist()
 
@@ -160,6 +160,8 @@ def terms_of(
         return Guided(reading.guided.scales, uncond, BRANCH_WEIGHT if reading.guided.halves else 0.0)
 
     timestep = bank.column("timestep").float()
+    levelled = any(reading.level for reading in lesson.readings)
+    counted = level(timestep, bank.take("guidance", torch.arange(len(bank)))) if levelled else None
     early = (timestep >= timestep.quantile(1 - EARLY)).tolist()
 
     def examples(reading: Reading) -> Tensor:
@@ -183,6 +185,7 @@ def terms_of(
             reading.weight,
             reading.batch,
             guided=guided(reading),
+            row_weights=counted if reading.level else None,
         )
         for reading in lesson.readings
     ]

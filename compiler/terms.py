@@ -20,6 +20,7 @@ from compiler.precision import predicted
 Loss: TypeAlias = Literal["l2", "l1", "huber"]
 
 MOST_OFTEN = 7  # how many times more than once a row comes in an epoch
+LEAST_CHANGE = 0.03  # of a timestep, as a share of the largest, from which on timesteps count alike
 BRANCH_WEIGHT = 0.1  # of each half beside the guided prediction, as for shifts
 
 # Noise predictions are of size 1; what a concept changes in them is some tenths. Below the knee l2, above l1.
@@ -59,6 +60,8 @@ class Term:
     """Evals that `target` takes for each example; none where it reads the bank."""
     guided: Guided | None = None
     """Where given, what is compared is the guided prediction: two halves, so twice the evals."""
+    row_weights: Tensor | None = None
+    """(rows of the bank,): how much each counts beside the others; None is one for each."""
 
     @property
     def evals_each(self) -> int:
@@ -200,6 +203,8 @@ def _gathered(terms: Sequence[Term], draws: Sequence[Tensor], device: torch.devi
     for term, examples in zip(terms, draws, strict=True):
         rows, prompt = examples.unbind(1)
         share = torch.full((len(rows),), term.weight / len(rows))
+        if term.row_weights is not None:
+            share = share * term.row_weights[rows]
         drawn = term.bank.take("model_input", rows), term.bank.take("timestep", rows), term.target(rows)
         for column, value in zip(columns, (*drawn, prompt, share), strict=True):
             column.append(value.to(device))
@@ -221,3 +226,16 @@ def more_often(rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
     apart = (first - second).square().mean(dim=(1, 2, 3))
     times = 1 + (apart / apart.mean().clamp(min=1e-30)).long().clamp(max=MOST_OFTEN)
     return rows.repeat_interleave(times)
+
+
+def level(timestep: Tensor, change: Tensor) -> Tensor:
+    """Weights (n,), mean one, of rows at `timestep` (n,) where predictions change by `change` (n, c, h, w).
+
+    Each timestep then counts alike, however little is to change there: one over its mean square change, but
+    no more than that of a timestep with LEAST_CHANGE of the largest; in a warm-up nothing is to change.
+    """
+    _, places, counts = timestep.unique(return_inverse=True, return_counts=True)
+    squares = change.square().flatten(1).mean(1)
+    means = torch.zeros(len(counts)).index_add_(0, places, squares) / counts
+    weights = 1.0 / means.clamp(min=max(LEAST_CHANGE * float(means.max()), 1e-30))[places]
+    return weights / weights.mean()

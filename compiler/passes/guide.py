@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class _GuidePass(EditPass):
     """One guide edit. Each step: `batch` examples of both branches together, and what is kept."""
 
-    version = 4
+    version = 5
     order = 30
     merges = False
 
@@ -154,9 +154,13 @@ def _together(edit: Guide) -> tuple[float, ...]:
 
 
 def _reading(edit: Guide, effect: Effect, prompts: Sequence[str], scales: tuple[float, ...]) -> Reading:
-    """Both halves together, as they will be used: their errors are multiplied by w, and must not add up."""
+    """Both halves together, as they will be used: their errors are multiplied by w, and must not add up.
+
+    Pictures are decided upon in the noise, where the guidance is small: each timestep counts alike.
+    """
     text, empty = effect.changes(edit.branch, edit.guidance_scale)
-    return replace(held("guided", prompts, 1.0, edit.batch), change=text, guided=Guiding(scales, empty))
+    together = Guiding(scales, empty)
+    return replace(held("guided", prompts, 1.0, edit.batch), change=text, guided=together, level=True)
 
 
 def _when(edit: Guide, context: PassContext) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from compiler.distil import (
 from compiler.held_out import split
 from compiler.sampling import classifier_free_guidance, load_scheduler, predict
 from compiler.selections import select
-from compiler.terms import HUBER_KNEE, Guided, Term, pointwise_loss
+from compiler.terms import HUBER_KNEE, Guided, Term, check, pointwise_loss
 from compiler.text import TextEncoder
 from compiler.unet import add_deltas, build_unet
 
@@ -133,6 +133,17 @@ def test_guided_and_plain_terms_give_the_gradient_of_the_whole_in_parts(
     assert parts.evals == whole.evals == 4 * 6 + 4 * 3
     for name, losses in whole.curve.items():
         assert parts.curve[name] == pytest.approx(losses, rel=1e-4)
+
+
+def test_rows_count_as_much_as_their_weights_say(world: World) -> None:
+    term = world.term("erase", 1, world.away)
+    late = world.bank.column("step") >= 2
+    weighed = replace(term, row_weights=3.0 * late.float())
+    only = replace(term, examples=term.examples[late[term.examples[:, 0]]])
+    losses = [check(world.unet, world.prompts, [one], "l2", 8) for one in (weighed, only)]
+    assert losses[0] == pytest.approx(3.0 * losses[1] * len(only.examples) / len(term.examples), rel=1e-4)
+    unheard = world.run(replace(term, row_weights=torch.zeros(len(world.bank))), steps=2)
+    assert not any(bool(delta.any()) for delta in unheard.deltas.values())
 
 
 def test_the_keep_term_holds_the_empty_prompt(world: World) -> None:
