@@ -231,11 +231,16 @@ def more_often(rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
 def level(timestep: Tensor, change: Tensor) -> Tensor:
     """Weights (n,), mean one, of rows at `timestep` (n,) where predictions change by `change` (n, c, h, w).
 
-    Each timestep then counts alike, however little is to change there: one over its mean square change, but
-    no more than that of a timestep with LEAST_CHANGE of the largest; in a warm-up nothing is to change.
+    Each timestep at which something changes counts alike, however little it is: one over the mean square, but
+    no more than that of a timestep with LEAST_CHANGE of the largest. Rows of other timesteps, a warm-up's,
+    count as the mean row does.
     """
     _, places, counts = timestep.unique(return_inverse=True, return_counts=True)
     squares = change.square().flatten(1).mean(1)
-    means = torch.zeros(len(counts)).index_add_(0, places, squares) / counts
-    weights = 1.0 / means.clamp(min=max(LEAST_CHANGE * float(means.max()), 1e-30))[places]
-    return weights / weights.mean()
+    means = (torch.zeros(len(counts)).index_add_(0, places, squares) / counts)[places]
+    moved = means > 0
+    weights = torch.ones(len(timestep))
+    if moved.any():
+        found = 1.0 / means[moved].clamp(min=LEAST_CHANGE * float(means.max()))
+        weights[moved] = found / found.mean()
+    return weights

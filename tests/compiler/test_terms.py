@@ -31,15 +31,11 @@ def test_every_timestep_counts_alike_unless_next_to_nothing_changes_there(
     assert abs(float(weights.mean()) - 1.0) < 1e-4
 
 
-def test_a_timestep_without_any_change_counts_as_one_with_the_least() -> None:
-    timestep, change = _rows([0.0, 1.0], 2)
-    weights = level(timestep, change)
-    assert torch.allclose(weights[:2] / weights[2:], torch.tensor(1 / LEAST_CHANGE))
-
-
-def test_rows_count_alike_where_nothing_changes_at_all() -> None:
-    weights = level(*_rows([0.0, 0.0], 3))
-    assert torch.allclose(weights, torch.ones(6))
+def test_timesteps_without_any_change_count_as_the_mean_row_does() -> None:
+    weights = level(*_rows([0.0, 0.5, 1.0], 2))
+    assert torch.equal(weights[:2], torch.ones(2))
+    assert torch.allclose(weights[2:].mean(), torch.tensor(1.0))
+    assert torch.equal(level(*_rows([0.0, 0.0], 3)), torch.ones(6))
 
 
 def test_order_of_rows_does_not_matter() -> None:
