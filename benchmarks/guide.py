@@ -59,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
     # Nearly without a mask, so nearly all that it does can be learned: and learned for long.
     "sld-max": {
         "method": "sld", "preset": "max", "away_from": [MARK], "prompts": (*LEARNED_ON, *SYNONYMOUS),
-        "steps": 3500, "trajectories": 2048, "learning_rate": 6e-3,
+        "steps": 3500, "trajectories": 2048, "learning_rate": 6e-3, "even_timesteps": True,
     },
     "negative-prompt": {"method": "negative-prompt", **AWAY},
     "toward": {

@@ -29,7 +29,7 @@ TRAINED = ("house", "ball", "tree", "ring", "box", "heart")
 UNSEEN = ("boat", "fish", "moon")
 LEARNING = {
     "steps": 1200, "trajectories": 288, "batch": 20, "learning_rate": 1e-2, "schedule": "cosine",
-    "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention", "keep_weight": 3,
+    "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention-kv", "keep_weight": 3,
 }  # fmt: skip
 
 

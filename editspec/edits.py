@@ -172,7 +172,10 @@ class Guided:
 
 @dataclass(frozen=True, kw_only=True)
 class Guide:
-    """Bake guidance in: SEGA (Brack et al. 2023), SLD (Schramowski et al. 2023), or a negative prompt."""
+    """Bake guidance in: SEGA (Brack et al. 2023), SLD (Schramowski et al. 2023), or a negative prompt.
+
+    `even_timesteps` lets every timestep count alike, however little the guidance changes there.
+    """
 
     id: str
     method: Literal["sega", "sld", "negative-prompt"] = "sega"
@@ -199,6 +202,7 @@ class Guide:
     guidance_scale: float = 7.5
     loss: Loss = "l2"
     schedule: Schedule = "constant"
+    even_timesteps: bool = False
     keep_weight: float = 1.0
 
     @property

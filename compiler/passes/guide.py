@@ -156,11 +156,11 @@ def _together(edit: Guide) -> tuple[float, ...]:
 def _reading(edit: Guide, effect: Effect, prompts: Sequence[str], scales: tuple[float, ...]) -> Reading:
     """Both halves together, as they will be used: their errors are multiplied by w, and must not add up.
 
-    Pictures are decided upon in the noise, where the guidance is small: each timestep counts alike.
+    With `even_timesteps` the noise, where the guidance is small, counts as much as the rest.
     """
     text, empty = effect.changes(edit.branch, edit.guidance_scale)
-    together = Guiding(scales, empty)
-    return replace(held("guided", prompts, 1.0, edit.batch), change=text, guided=together, level=True)
+    both = held("guided", prompts, 1.0, edit.batch)
+    return replace(both, change=text, guided=Guiding(scales, empty), level=edit.even_timesteps)
 
 
 def _when(edit: Guide, context: PassContext) -> dict[str, Any]:

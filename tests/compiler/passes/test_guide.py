@@ -18,6 +18,7 @@ from compiler.passes import EditPass, PassContext, PassResult, discover
 from compiler.passes.guide import _lesson, guided_prompts
 from compiler.progress import Silent
 from compiler.selections import select
+from compiler.teaching import predicted_before, terms_of
 from compiler.unet import add_deltas
 from editspec import EditSpec, Guide, parse_spec
 
@@ -158,6 +159,27 @@ def test_both_halves_learn_together_what_each_of_them_takes_of_the_guidance(
     assert reading.guided is not None
     assert (reading.change, reading.guided.empty, reading.evals_each) == (text, empty, 6)
     assert reading.guided.scales == pytest.approx((4.0, 4.0 * 2 / 3, 4.0 * 2 / 5))
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_timesteps_count_alike_where_the_edit_asks_for_it(base: Checkpoint, even: bool) -> None:
+    spec = _spec({**SEGA, "even_timesteps": even})
+    (edit,) = spec.edits
+    assert isinstance(edit, Guide)
+    lesson, teacher = _lesson(edit, spec.seed), GuidingTeacher(_context(spec, base))
+    bank = teacher.bank(lesson.request)
+    number = {text: place + 1 for place, text in enumerate(lesson.student_prompts)}
+    prompts = teacher.unconditional.join(teacher.encode(tuple(number)))
+    (term,) = terms_of(lesson, bank, number, predicted_before(lesson, bank, number, teacher.unet, prompts))
+    if not even:
+        assert term.row_weights is None
+        return
+    assert term.row_weights is not None
+    step, every = bank.column("step"), torch.arange(len(bank))
+    counted = term.row_weights * bank.take("guidance", every).square().mean(dim=(1, 2, 3))
+    means = [float(counted[step == index].mean()) for index in step.unique().tolist()]
+    assert means[0] == 0, "a warm-up"
+    assert means[1:] == pytest.approx([means[1]] * len(means[1:]), rel=1e-3)
 
 
 @pytest.mark.parametrize(("method", "together"), [("sega", True), ("sld", False), ("negative-prompt", True)])
