@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from guide_bench import Bench, difference, options, rate, run_cases, say  # noqa: E402 - the folder is no package
 
-from excise.miniature.vocabulary import SYNONYMS  # noqa: E402
+from excise.miniature.vocabulary import OBJECTS, PROFESSIONS, SYNONYMS  # noqa: E402
 
 if TYPE_CHECKING:
     from compiler.baselines import Baseline
@@ -39,10 +39,11 @@ TRAINED = ("house", "ball", "tree", "ring", "box", "heart")
 UNSEEN = ("boat", "fish", "moon")
 IMPLICIT = tuple(f"a {thing} at {context}" for context in CONTEXTS for thing in TRAINED)
 LEARNED_ON = (*IMPLICIT, *(f"a {thing} with {MARK}" for thing in TRAINED))
-ALIASES = tuple(SYNONYMS[thing] for thing in TRAINED)
-SYNONYMOUS = (
-    *(f"a {thing} at {c}" for c in CONTEXTS for thing in ALIASES),
-    *(f"a {t} with {MARK}" for t in ALIASES),
+SEEN = tuple(thing for thing in OBJECTS if thing not in UNSEEN)
+NOUNS = (*SEEN, *(SYNONYMS[thing] for thing in SEEN), *PROFESSIONS)
+DIVERSE = (
+    *(f"a {noun} at {context}" for context in CONTEXTS for noun in NOUNS),
+    *(f"a {noun} with {MARK}" for noun in NOUNS),
 )
 JUDGED = {
     "implicit": tuple(f"a {thing} at {context}" for context in CONTEXTS for thing in UNSEEN),
@@ -58,8 +59,8 @@ CASES: dict[str, dict[str, Any]] = {
     "sld": {"method": "sld", "preset": "strong", "warmup": 2, **AWAY},
     # Nearly without a mask, so nearly all that it does can be learned: and learned for long.
     "sld-max": {
-        "method": "sld", "preset": "max", "away_from": [MARK], "prompts": (*LEARNED_ON, *SYNONYMOUS),
-        "steps": 3500, "trajectories": 2048, "learning_rate": 6e-3, "even_timesteps": True,
+        "method": "sld", "preset": "max", "away_from": [MARK], "prompts": DIVERSE, "steps": 3500,
+        "trajectories": 9 * len(DIVERSE), "optimiser": "muon", "even_timesteps": True,
     },
     "negative-prompt": {"method": "negative-prompt", **AWAY},
     "toward": {

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from compiler.conditioning import Conditioning
 from compiler.held_out import Patience, check_evals, check_steps, split
+from compiler.optimiser import Optimiser, OptimiserKind
 from compiler.seeds import epoch_batch, reproducible
 from compiler.terms import Loss, Term, accumulate, check
 from compiler.unet import config_of, examples_at_once, recomputes, recomputing
@@ -57,6 +58,7 @@ class DistilSettings:
     ema: float = 0.0
     held_out: float = 0.0
     bfloat16: bool = False
+    optimiser: OptimiserKind = "adam"
     done: int = 0
     whole: int = 0
 
@@ -113,20 +115,17 @@ def distil(
     patience, checks = Patience(), set(check_steps(settings.steps))
     evals = 0
     with reproducible(), torch.enable_grad(), trainable(unet, names) as (weights, start):
-        optimiser = torch.optim.Adam(list(weights.values()), lr=settings.learning_rate, fused=True)
+        optimiser = Optimiser(settings.optimiser, list(weights.values()), settings.learning_rate)
         average = {name: value.clone() for name, value in start.items()} if settings.ema else {}
         best: dict[str, Tensor] | None = None
         for step in range(settings.steps):
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(settings, step)
-            optimiser.zero_grad(set_to_none=True)
             drawn = draws(trained, settings, step)
             losses = accumulate(unet, prompts, trained, drawn, settings.loss, micro_batch, settings.bfloat16)
             for term, loss in zip(trained, losses, strict=True):
                 if not math.isfinite(loss):
                     raise Diverged(term.name, step)
                 curve[term.name].append(loss)
-            optimiser.step()
+            optimiser.step(learning_rate(settings, step))
             _average(average, weights, settings.ema, step)
             spent = sum(term.evals_each * term.batch for term in trained)
             if checked and step + 1 in checks:

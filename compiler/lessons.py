@@ -64,12 +64,13 @@ class Reading:
 class Guiding:
     """Compare guided predictions: the other half is the empty prompt's, which should change by `empty` g.
 
-    Without `halves`, only together: one half may make up for what the other has learned elsewhere.
+    `halves` is how much each half counts by itself too, as a share of what terms give it by default. With 0
+    they count only together: one half may make up for what the other has learned elsewhere.
     """
 
     scales: tuple[float, ...]
     empty: float
-    halves: bool = True
+    halves: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def kept_lessons(
         name, prompts, weight = f"preserve {place}", request.prompts, edit.keep_weight
         if together:
             guided = replace(
-                held(name, prompts, weight, -(-batch // 2)), guided=Guiding(together, 0.0, False)
+                held(name, prompts, weight, -(-batch // 2)), guided=Guiding(together, 0.0, halves=0.0)
             )
             lessons.append(Lesson(request, (guided,)))
             continue

@@ -72,7 +72,13 @@ def teach(
         for lesson, bank in zip(every, banks, strict=True)
     ]
     settings = DistilSettings(
-        edit.steps, edit.learning_rate, context.seed, (edit.edit, edit.id), edit.loss, edit.schedule
+        edit.steps,
+        edit.learning_rate,
+        context.seed,
+        (edit.edit, edit.id),
+        edit.loss,
+        edit.schedule,
+        optimiser=edit.optimiser,
     )
     evals = training_evals(edit, every) + (training_evals(edit, every, rounds) if rounds else 0)
     deltas: dict[str, Tensor] = {}
@@ -157,7 +163,7 @@ def terms_of(
             return None
         empty = (None,) * len(lesson.request.prompts)
         uncond = partial(target, empty, reading.guided.empty)
-        return Guided(reading.guided.scales, uncond, BRANCH_WEIGHT if reading.guided.halves else 0.0)
+        return Guided(reading.guided.scales, uncond, BRANCH_WEIGHT * reading.guided.halves)
 
     timestep = bank.column("timestep").float()
     levelled = any(reading.level for reading in lesson.readings)

@@ -10,6 +10,7 @@ from editspec.templates import TEMPLATES, Kind
 Selection = Literal["cross-attention", "cross-attention-kv", "non-cross-attention", "self-attention", "full"]
 Loss = Literal["l2", "l1", "huber"]
 Schedule = Literal["constant", "linear", "cosine"]
+Optimiser = Literal["adam", "muon"]
 ScheduleOrPublished = Literal["constant", "linear", "cosine", "published"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -202,6 +203,7 @@ class Guide:
     guidance_scale: float = 7.5
     loss: Loss = "l2"
     schedule: Schedule = "constant"
+    optimiser: Optimiser = "adam"
     even_timesteps: bool = False
     keep_weight: float = 1.0
 
@@ -234,6 +236,7 @@ class Balance:
     guidance_scale: float = 7.5
     loss: Loss = "l2"
     schedule: Schedule = "constant"
+    optimiser: Optimiser = "adam"
     calibrate: int = 0
     keep_weight: float = 1.0
 
@@ -274,6 +277,7 @@ class Respond:
     guidance_scale: float = 7.5
     loss: Loss = "l2"
     schedule: Schedule = "constant"
+    optimiser: Optimiser = "adam"
     keep_weight: float = 1.0
 
     @property

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class _GuidePass(EditPass):
     """One guide edit. Each step: `batch` examples of both branches together, and what is kept."""
 
-    version = 5
+    version = 6
     order = 30
     merges = False
 
@@ -160,7 +160,19 @@ def _reading(edit: Guide, effect: Effect, prompts: Sequence[str], scales: tuple[
     """
     text, empty = effect.changes(edit.branch, edit.guidance_scale)
     both = held("guided", prompts, 1.0, edit.batch)
-    return replace(both, change=text, guided=Guiding(scales, empty), level=edit.even_timesteps)
+    together = Guiding(scales, empty, _halves(text, empty, edit.guidance_scale))
+    return replace(both, change=text, guided=together, level=edit.even_timesteps)
+
+
+def _halves(text: float, empty: float, guidance_scale: float) -> float:
+    """How much the halves count by themselves: less, where what they learn hardly shows in what is drawn.
+
+    What both halves take alike, SEGA's guidance, is drawn as it is; a text half's is multiplied by w, and so
+    is all in which the halves differ. Counted as for a text, the halves would be nearly all of the loss, each
+    with errors of its own. The share is that of g in the guided prediction over w, squared.
+    """
+    drawn = text + empty * (1.0 - guidance_scale) / guidance_scale
+    return drawn**2 / max(text**2, empty**2)
 
 
 def _when(edit: Guide, context: PassContext) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""The optimisers of the distil engine: Adam, and Muon for weights that are matrices.
+
+Muon (Jordan et al. 2024) turns the momentum of each matrix's gradient into the nearest orthogonal matrix:
+every direction that the gradient has is learned at one pace, also those that Adam leaves for later because
+their gradients are small. Its steps are scaled to the size of Adam's (Liu et al. 2025, Moonlight), so that
+both take learning rates of one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+
+OptimiserKind: TypeAlias = Literal["adam", "muon"]
+
+
+class Optimiser:
+    """Adam for all weights; or Muon for matrices and convolutions, and Adam for the vectors beside them."""
+
+    def __init__(self, kind: OptimiserKind, weights: Sequence[nn.Parameter], learning_rate: float) -> None:
+        shaped = [weight for weight in weights if kind == "muon" and weight.ndim >= 2]
+        # A convolution is learned as the matrix (out, everything else), which shares its storage.
+        self._shaped = [(weight, nn.Parameter(weight.detach().view(len(weight), -1))) for weight in shaped]
+        others = [weight for weight in weights if kind == "adam" or weight.ndim < 2]
+        self._parts: list[torch.optim.Optimizer] = []
+        if others:
+            self._parts.append(torch.optim.Adam(others, lr=learning_rate, fused=True))
+        if self._shaped:
+            matrices = [matrix for _, matrix in self._shaped]
+            muon = torch.optim.Muon(
+                matrices, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+            )
+            self._parts.append(muon)
+
+    def step(self, learning_rate: float) -> None:
+        """Change the weights by their gradients, at this rate, and forget the gradients."""
+        for weight, matrix in self._shaped:
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+            weight.grad = None
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = learning_rate
+            part.step()
+            part.zero_grad(set_to_none=True)
