@@ -103,8 +103,11 @@ def world(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
     return World(tiny_checkpoint, tmp_path_factory.mktemp("bank"))
 
 
-def test_the_student_learns_the_target_and_the_loss_says_so(world: World) -> None:
-    done = world.run(world.term("erase", 1, world.away))
+@pytest.mark.parametrize(("optimiser", "rate"), [("adam", 2e-3), ("muon", 1e-2)])
+def test_the_student_learns_the_target_and_the_loss_says_so(
+    world: World, optimiser: str, rate: float
+) -> None:
+    done = world.run(world.term("erase", 1, world.away), optimiser=optimiser, learning_rate=rate)
     assert world.error(1, world.away, done.deltas) < 0.5 * world.error(1, world.away, {})
     losses = done.curve["erase"]
     assert len(losses) == 30
@@ -166,13 +169,24 @@ def test_only_the_named_weights_move_and_the_base_comes_back(world: World) -> No
         assert weight.grad is None
 
 
-def test_the_same_run_gives_the_same_bits(world: World) -> None:
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_the_same_run_gives_the_same_bits(world: World, optimiser: str) -> None:
     terms = world.term("erase", 1, world.away), world.term("empty", 0, world.uncond)
-    first, again = world.run(*terms, steps=8), world.run(*terms, steps=8)
+    first, again = (world.run(*terms, steps=8, optimiser=optimiser) for _ in range(2))
     assert first.curve == again.curve
     assert all(torch.equal(first.deltas[name], again.deltas[name]) for name in world.names)
-    other = world.run(*terms, steps=8, seed=2)
+    other = world.run(*terms, steps=8, optimiser=optimiser, seed=2)
     assert any(not torch.equal(first.deltas[name], other.deltas[name]) for name in world.names)
+
+
+def test_every_weight_is_learned_by_muon_in_the_place_where_the_network_reads_it(world: World) -> None:
+    entries = dict(world.unet.named_parameters())
+    names = [name for name, weight in entries.items() if name.startswith("mid_block")]
+    assert {entries[name].ndim for name in names} == {1, 2, 4}
+    settings = DistilSettings(steps=2, learning_rate=2e-3, seed=1, optimiser="muon")
+    done = distil(world.unet, names, world.prompts, [world.term("erase", 1, world.away)], settings)
+    moved = [name for name in names if bool(done.deltas[name].any())]
+    assert {entries[name].ndim for name in moved} == {1, 2, 4}
 
 
 def test_examples_in_parts_give_the_gradient_of_the_whole(

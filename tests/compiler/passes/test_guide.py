@@ -78,7 +78,7 @@ def test_each_method_has_its_pass_and_moves_exactly_what_it_declares(base: Check
     assert all(torch.isfinite(delta).all() and delta.any() for delta in result.deltas.values())
 
 
-@pytest.mark.parametrize(("method", "scales"), [("sega", (0, 1)), ("sld", (1, 4)), ("negative-prompt", (0,))])
+@pytest.mark.parametrize(("method", "scales"), [("sega", (1, 4)), ("sld", (1, 4)), ("negative-prompt", (0,))])
 def test_predictions_come_nearer_to_the_runtime_original_where_nothing_was_trained(
     telling_checkpoint: Path, method: str, scales: tuple[float, ...]
 ) -> None:
@@ -148,17 +148,24 @@ def test_the_record_tells_the_branch_and_the_timesteps_of_the_guidance(base: Che
 
 
 @pytest.mark.parametrize(
-    ("method", "text", "empty"), [("sega", 1.0, 1.0), ("sld", -1.0, 0.0), ("negative-prompt", 0.0, 1.0)]
+    ("method", "text", "empty", "halves"),
+    [("sega", 1.0, 1.0, 1 / 16), ("sld", -1.0, 0.0, 1.0), ("negative-prompt", 0.0, 1.0, 9 / 16)],
 )
 def test_both_halves_learn_together_what_each_of_them_takes_of_the_guidance(
-    method: str, text: float, empty: float
+    method: str, text: float, empty: float, halves: float
 ) -> None:
     (edit,) = _spec(ALL[method]).edits
     assert isinstance(edit, Guide)
     (reading,) = _lesson(edit, 0).readings
     assert reading.guided is not None
     assert (reading.change, reading.guided.empty, reading.evals_each) == (text, empty, 6)
+    assert reading.guided.halves == pytest.approx(halves), "as much as it shows in what is drawn"
     assert reading.guided.scales == pytest.approx((4.0, 4.0 * 2 / 3, 4.0 * 2 / 5))
+
+
+def test_an_edit_is_learned_by_the_optimiser_that_it_names(base: Checkpoint) -> None:
+    adam, muon = (_run(_spec({**NEGATIVE, "optimiser": kind}), base) for kind in ("adam", "muon"))
+    assert any(not torch.equal(adam.deltas[name], delta) for name, delta in muon.deltas.items())
 
 
 @pytest.mark.parametrize("even", [False, True])
