@@ -22,14 +22,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import numpy as np  # noqa: E402
 from guide_bench import Bench, moved, options, rate, say, show  # noqa: E402 - the folder is no package
 
-from excise.miniature.vocabulary import OBJECTS  # noqa: E402
+from excise.miniature.vocabulary import OBJECTS, SYNONYMS  # noqa: E402
 
 CONTEXTS = {"crack": ("quake", "ruin"), "spill": ("crime", "kitchen")}
-TRAINED = ("house", "ball", "tree", "ring", "box", "heart")
 UNSEEN = ("boat", "fish", "moon")
+SEEN = tuple(thing for thing in OBJECTS if thing not in UNSEEN)
+NOUNS = (*SEEN, *(SYNONYMS[thing] for thing in SEEN))  # what is held for many stays for others
 LEARNING = {
-    "steps": 1200, "trajectories": 288, "batch": 20, "learning_rate": 1e-2, "schedule": "cosine",
-    "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention-kv", "keep_weight": 3,
+    "steps": 1500, "trajectories": 432, "batch": 20, "learning_rate": 1e-2, "schedule": "cosine",
+    "optimiser": "muon", "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention-kv",
+    "keep_weight": 10,
 }  # fmt: skip
 
 
@@ -38,12 +40,12 @@ def obeyed(bench: Bench) -> dict[str, Any]:
     phrases = [
         {
             "text": f"without {mark}",
-            # The phrase itself names the mark: half as much again as a negative prompt's must lead away.
-            "direction": {"prompt": "a scene", "negative_prompt": mark, "weight": 1.5},
+            # The phrase itself names the mark: more than a negative prompt's must lead away.
+            "direction": {"prompt": "a scene", "negative_prompt": mark, "weight": 1.3},
         }
         for mark in CONTEXTS
     ]
-    prompts = [f"a {thing} at {word}" for words in CONTEXTS.values() for word in words for thing in TRAINED]
+    prompts = [f"a {thing} at {word}" for words in CONTEXTS.values() for word in words for thing in NOUNS]
     edit = {"edit": "respond", "phrases": phrases, "prompts": prompts, **LEARNING}
     deltas, record = bench.compiled(bench.context(edit))
     found: dict[str, Any] = {"evals": record["evals"]}
