@@ -1,8 +1,9 @@
 """Runs a benchmark and keeps its figures in benchmarks/results/, with the command and the class of machine.
 
-The benchmark's last line must be a JSON object, as `--json` prints it. Of the machine only the number of
-cores and the GPU's name are kept; arguments that are absolute paths are kept as their last part. `miniature`
-begins the digest of all that the miniature draws and is judged with: figures of one say little of another.
+It runs with `--json`, whether that is said or not: its last line must be a JSON object. Of the machine only
+the number of cores and the GPU's name are kept; arguments that are absolute paths are kept as their last
+part. `miniature` begins the digest of all that the miniature draws and is judged with: figures of one say
+little of another.
 
 Usage: python benchmarks/record.py NAME SCRIPT [ARGUMENT ...]
 For example: python benchmarks/record.py registry benchmarks/registry.py --json
@@ -48,6 +49,7 @@ def main() -> None:
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     name, *command = sys.argv[1:]
+    command = [*(word for word in command if word != "--json"), "--json"]  # hours may hang on it
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     lines = []
     with subprocess.Popen(
