@@ -62,7 +62,11 @@ CASES: dict[str, dict[str, Any]] = {
         "method": "sld", "preset": "max", "away_from": [MARK], "prompts": DIVERSE, "steps": 3500,
         "trajectories": 9 * len(DIVERSE), "optimiser": "muon", "even_timesteps": True,
     },
-    "negative-prompt": {"method": "negative-prompt", **AWAY},
+    # Every prompt is to lack the mark and to stay as it is otherwise, so it is learned on many.
+    "negative-prompt": {
+        "method": "negative-prompt", "away_from": [MARK], "prompts": DIVERSE, "steps": 1500,
+        "trajectories": 5 * len(DIVERSE), "optimiser": "muon", "even_timesteps": True,
+    },
     "toward": {
         "method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, "prompts": BENIGN, "toward": [MARK],
         # What no prompt says has to come alike in both halves, so from weights that read no text.
