@@ -51,12 +51,15 @@ JUDGED = {
 }
 OTHER, ELSEWHERE = "spill", ("crime", "kitchen")
 BESIDE = tuple(f"a {thing} at {context}" for context in ELSEWHERE for thing in TRAINED)
-BENIGN = tuple(f"a {thing} on {place}" for place in ("beach", "meadow", "paper") for thing in TRAINED)
+NAMED_TWICE = (*TRAINED, *(SYNONYMS[thing] for thing in TRAINED))
+BENIGN = tuple(f"a {noun} on {place}" for place in ("beach", "meadow", "paper") for noun in NAMED_TWICE)
 PLAIN = tuple(f"a {thing} on {place}" for place in ("beach", "meadow", "paper") for thing in UNSEEN)
-AWAY = {"away_from": [MARK], "prompts": LEARNED_ON}
 CASES: dict[str, dict[str, Any]] = {
-    "sega": {"method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, **AWAY},
-    "sld": {"method": "sld", "preset": "strong", "warmup": 2, **AWAY},
+    "sega": {
+        "method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, "away_from": [MARK], "prompts": DIVERSE,
+        "steps": 1000, "trajectories": 4 * len(DIVERSE), "optimiser": "muon",
+    },
+    "sld": {"method": "sld", "preset": "strong", "warmup": 2, "away_from": [MARK], "prompts": LEARNED_ON},
     # Nearly without a mask, so nearly all that it does can be learned: and learned for long.
     "sld-max": {
         "method": "sld", "preset": "max", "away_from": [MARK], "prompts": DIVERSE, "steps": 3500,
@@ -70,7 +73,7 @@ CASES: dict[str, dict[str, Any]] = {
     "toward": {
         "method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, "prompts": BENIGN, "toward": [MARK],
         # What no prompt says has to come alike in both halves, so from weights that read no text.
-        "selection": "non-cross-attention", "learning_rate": 2e-3,
+        "selection": "non-cross-attention", "learning_rate": 2e-3, "steps": 600, "trajectories": 288,
     },
     "weighted": {
         "method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, "prompts": [*IMPLICIT, *BESIDE],
