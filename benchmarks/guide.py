@@ -57,18 +57,18 @@ PLAIN = tuple(f"a {thing} on {place}" for place in ("beach", "meadow", "paper") 
 CASES: dict[str, dict[str, Any]] = {
     "sega": {
         "method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, "away_from": [MARK], "prompts": DIVERSE,
-        "steps": 1000, "trajectories": 4 * len(DIVERSE), "optimiser": "muon",
+        "steps": 700, "trajectories": 2 * len(DIVERSE), "optimiser": "muon", "decay": 1,
     },
     "sld": {"method": "sld", "preset": "strong", "warmup": 2, "away_from": [MARK], "prompts": LEARNED_ON},
     # Nearly without a mask, so nearly all that it does can be learned: and learned for long.
     "sld-max": {
-        "method": "sld", "preset": "max", "away_from": [MARK], "prompts": DIVERSE, "steps": 3500,
-        "trajectories": 9 * len(DIVERSE), "optimiser": "muon", "even_timesteps": True,
+        "method": "sld", "preset": "max", "away_from": [MARK], "prompts": DIVERSE, "steps": 1500,
+        "trajectories": 4 * len(DIVERSE), "optimiser": "muon", "decay": 1, "even_timesteps": True,
     },
     # Every prompt is to lack the mark and to stay as it is otherwise, so it is learned on many.
     "negative-prompt": {
-        "method": "negative-prompt", "away_from": [MARK], "prompts": DIVERSE, "steps": 1500,
-        "trajectories": 5 * len(DIVERSE), "optimiser": "muon", "even_timesteps": True,
+        "method": "negative-prompt", "away_from": [MARK], "prompts": DIVERSE, "steps": 1000,
+        "trajectories": 4 * len(DIVERSE), "optimiser": "muon", "decay": 1, "even_timesteps": True,
     },
     "toward": {
         "method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, "prompts": BENIGN, "toward": [MARK],

@@ -59,6 +59,7 @@ class DistilSettings:
     held_out: float = 0.0
     bfloat16: bool = False
     optimiser: OptimiserKind = "adam"
+    decay: float = 0.0
     done: int = 0
     whole: int = 0
 
@@ -115,7 +116,8 @@ def distil(
     patience, checks = Patience(), set(check_steps(settings.steps))
     evals = 0
     with reproducible(), torch.enable_grad(), trainable(unet, names) as (weights, start):
-        optimiser = Optimiser(settings.optimiser, list(weights.values()), settings.learning_rate)
+        chosen = list(weights.values())
+        optimiser = Optimiser(settings.optimiser, chosen, settings.learning_rate, settings.decay)
         average = {name: value.clone() for name, value in start.items()} if settings.ema else {}
         best: dict[str, Tensor] | None = None
         for step in range(settings.steps):

@@ -3,7 +3,8 @@
 Muon (Jordan et al. 2024) turns the momentum of each matrix's gradient into the nearest orthogonal matrix:
 every direction that the gradient has is learned at one pace, also those that Adam leaves for later because
 their gradients are small. Its steps are scaled to the size of Adam's (Liu et al. 2025, Moonlight), so that
-both take learning rates of one size.
+both take learning rates of one size. Decay is towards the base's weights, not towards zero (L2-SP, Li et al.
+2018): where training says nothing, an edit is to be nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +19,16 @@ OptimiserKind: TypeAlias = Literal["adam", "muon"]
 
 
 class Optimiser:
-    """Adam for all weights; or Muon for matrices and convolutions, and Adam for the vectors beside them."""
+    """Adam for all weights; or Muon for matrices and convolutions, and Adam for the vectors beside them.
 
-    def __init__(self, kind: OptimiserKind, weights: Sequence[nn.Parameter], learning_rate: float) -> None:
+    Each step also takes back a share of what the weights have changed so far: `decay` times its rate.
+    """
+
+    def __init__(
+        self, kind: OptimiserKind, weights: Sequence[nn.Parameter], learning_rate: float, decay: float = 0.0
+    ) -> None:
+        self._decay = decay
+        self._start = [(weight, weight.detach().clone()) for weight in weights] if decay else []
         shaped = [weight for weight in weights if kind == "muon" and weight.ndim >= 2]
         # A convolution is learned as the matrix (out, everything else), which shares its storage.
         self._shaped = [(weight, nn.Parameter(weight.detach().view(len(weight), -1))) for weight in shaped]
@@ -45,3 +53,6 @@ class Optimiser:
                 group["lr"] = learning_rate
             part.step()
             part.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for weight, start in self._start:
+                weight.lerp_(start, min(1.0, self._decay * learning_rate))

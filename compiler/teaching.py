@@ -79,6 +79,7 @@ def teach(
         edit.loss,
         edit.schedule,
         optimiser=edit.optimiser,
+        decay=edit.decay,
     )
     evals = training_evals(edit, every) + (training_evals(edit, every, rounds) if rounds else 0)
     deltas: dict[str, Tensor] = {}

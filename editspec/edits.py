@@ -204,6 +204,7 @@ class Guide:
     loss: Loss = "l2"
     schedule: Schedule = "constant"
     optimiser: Optimiser = "adam"
+    decay: float = 0.0
     even_timesteps: bool = False
     keep_weight: float = 1.0
 
@@ -237,6 +238,7 @@ class Balance:
     loss: Loss = "l2"
     schedule: Schedule = "constant"
     optimiser: Optimiser = "adam"
+    decay: float = 0.0
     calibrate: int = 0
     keep_weight: float = 1.0
 
@@ -278,6 +280,7 @@ class Respond:
     loss: Loss = "l2"
     schedule: Schedule = "constant"
     optimiser: Optimiser = "adam"
+    decay: float = 0.0
     keep_weight: float = 1.0
 
     @property
