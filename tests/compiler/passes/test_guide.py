@@ -168,6 +168,12 @@ def test_an_edit_is_learned_by_the_optimiser_that_it_names(base: Checkpoint) -> 
     assert any(not torch.equal(adam.deltas[name], delta) for name, delta in muon.deltas.items())
 
 
+def test_decay_keeps_an_edit_nearer_to_the_base(base: Checkpoint) -> None:
+    free, held = (_run(_spec({**NEGATIVE, "decay": decay}), base) for decay in (0, 100))
+    sizes = [sum(float(delta.norm()) for delta in one.deltas.values()) for one in (free, held)]
+    assert 0 < sizes[1] < 0.9 * sizes[0]
+
+
 @pytest.mark.parametrize("even", [False, True])
 def test_timesteps_count_alike_where_the_edit_asks_for_it(base: Checkpoint, even: bool) -> None:
     spec = _spec({**SEGA, "even_timesteps": even})
