@@ -20,7 +20,7 @@ from torch import Tensor
 
 from compiler.conditioning import Conditioning
 from compiler.held_out import Patience, check_evals, check_steps, split
-from compiler.optimiser import Optimiser, OptimiserKind
+from compiler.optimiser import Optimiser, OptimiserKind, lead_back
 from compiler.seeds import epoch_batch, reproducible
 from compiler.terms import Loss, Term, accumulate, check
 from compiler.unet import config_of, examples_at_once, recomputes, recomputing
@@ -45,6 +45,7 @@ class DistilSettings:
 
     `ema` is the decay of the moving average that becomes the result; 0 takes the last step's weights.
     `held_out` is the share of trajectories to check on; training stops where their loss no longer falls.
+    `decay` times its rate is what each step takes back of the changes so far.
     `bfloat16` rounds the network's arithmetic (compiler.precision). A block of a longer training has `done`
     steps before it, and `whole` steps are the length of the schedule; 0 means that this is all.
     """
@@ -116,8 +117,7 @@ def distil(
     patience, checks = Patience(), set(check_steps(settings.steps))
     evals = 0
     with reproducible(), torch.enable_grad(), trainable(unet, names) as (weights, start):
-        chosen = list(weights.values())
-        optimiser = Optimiser(settings.optimiser, chosen, settings.learning_rate, settings.decay)
+        optimiser = Optimiser(settings.optimiser, list(weights.values()), settings.learning_rate)
         average = {name: value.clone() for name, value in start.items()} if settings.ema else {}
         best: dict[str, Tensor] | None = None
         for step in range(settings.steps):
@@ -127,7 +127,10 @@ def distil(
                 if not math.isfinite(loss):
                     raise Diverged(term.name, step)
                 curve[term.name].append(loss)
-            optimiser.step(learning_rate(settings, step))
+            rate = learning_rate(settings, step)
+            optimiser.step(rate)
+            if settings.decay:
+                lead_back(weights, start, settings.decay * rate)
             _average(average, weights, settings.ema, step)
             spent = sum(term.evals_each * term.batch for term in trained)
             if checked and step + 1 in checks:

@@ -9,26 +9,19 @@ both take learning rates of one size. Decay is towards the base's weights, not t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 OptimiserKind: TypeAlias = Literal["adam", "muon"]
 
 
 class Optimiser:
-    """Adam for all weights; or Muon for matrices and convolutions, and Adam for the vectors beside them.
+    """Adam for all weights; or Muon for matrices and convolutions, and Adam for the vectors beside them."""
 
-    Each step also takes back a share of what the weights have changed so far: `decay` times its rate.
-    """
-
-    def __init__(
-        self, kind: OptimiserKind, weights: Sequence[nn.Parameter], learning_rate: float, decay: float = 0.0
-    ) -> None:
-        self._decay = decay
-        self._start = [(weight, weight.detach().clone()) for weight in weights] if decay else []
+    def __init__(self, kind: OptimiserKind, weights: Sequence[nn.Parameter], learning_rate: float) -> None:
         shaped = [weight for weight in weights if kind == "muon" and weight.ndim >= 2]
         # A convolution is learned as the matrix (out, everything else), which shares its storage.
         self._shaped = [(weight, nn.Parameter(weight.detach().view(len(weight), -1))) for weight in shaped]
@@ -53,6 +46,10 @@ class Optimiser:
                 group["lr"] = learning_rate
             part.step()
             part.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for weight, start in self._start:
-                weight.lerp_(start, min(1.0, self._decay * learning_rate))
+
+
+@torch.no_grad()
+def lead_back(weights: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], share: float) -> None:
+    """Take back `share` of what each of the weights has changed since `start`; at most all of it."""
+    for name, weight in weights.items():
+        weight.lerp_(start[name], min(1.0, share))
