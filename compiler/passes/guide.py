@@ -169,10 +169,11 @@ def _halves(text: float, empty: float, guidance_scale: float) -> float:
 
     What both halves take alike, SEGA's guidance, is drawn as it is; a text half's is multiplied by w, and so
     is all in which the halves differ. Counted as for a text, the halves would be nearly all of the loss, each
-    with errors of its own. The share is that of g in the guided prediction over w, squared.
+    with errors of its own. The share is that of g in the guided prediction over w, squared; never less than
+    where both take alike, for at w = 1 an empty prompt shows in nothing and is learned all the same.
     """
     drawn = text + empty * (1.0 - guidance_scale) / guidance_scale
-    return drawn**2 / max(text**2, empty**2)
+    return max(drawn**2 / max(text**2, empty**2), guidance_scale**-2)
 
 
 def _when(edit: Guide, context: PassContext) -> dict[str, Any]:

@@ -163,6 +163,14 @@ def test_both_halves_learn_together_what_each_of_them_takes_of_the_guidance(
     assert reading.guided.scales == pytest.approx((4.0, 4.0 * 2 / 3, 4.0 * 2 / 5))
 
 
+def test_an_empty_prompt_is_learned_at_guidance_1_too_where_it_shows_in_nothing() -> None:
+    (edit,) = _spec({**NEGATIVE, "guidance_scale": 1, "branch": "empty"}).edits
+    assert isinstance(edit, Guide)
+    (reading,) = _lesson(edit, 0).readings
+    assert reading.guided is not None
+    assert reading.guided.halves == 1
+
+
 def test_an_edit_is_learned_by_the_optimiser_that_it_names(base: Checkpoint) -> None:
     adam, muon = (_run(_spec({**NEGATIVE, "optimiser": kind}), base) for kind in ("adam", "muon"))
     assert any(not torch.equal(adam.deltas[name], delta) for name, delta in muon.deltas.items())
