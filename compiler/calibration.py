@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
 PICTURES = 24  # of each neutral prompt in a round
 TIMES = 8  # noise levels at which the groups' names are compared
-# Pictures' worth of belief that a prompt is drawn as all prompts of its template are. What 24 pictures say of
-# one prompt is by chance a tenth off; prompts of a template differ by less.
-POOLED = 32
+# Pictures' worth of belief that a prompt is drawn as its template and its profession together let expect.
+# What 24 pictures say of one prompt is by chance a tenth off; beyond the two, prompts hardly differ.
+POOLED = 96
+SMOOTHED = 32  # pictures' worth of belief that a template, or a profession, is drawn as all prompts are
 SLOWER = 0.25  # of the edit's learning rate: at the full one, all shares move again
+# A round ends before its weights have done all they do: with all of them kept, the next one would overshoot.
+REMEMBERED = 0.5
 MOST = 4.0  # how many times more, or less, a group may come to count
 FREQUENCY = 8  # rows come so often where their weight is the mean
 
@@ -74,7 +77,8 @@ class Calibration:
         before = torch.ones_like(counts) if self._weights is None else self._weights
         neutrals = neutral_prompts(self.edit)
         templates = [neutral.template for neutral in neutrals]
-        self._weights = corrected(before, counts, group_shares(self.edit), templates)
+        subjects = [neutral.subject for neutral in neutrals]
+        self._weights = corrected(before, counts, group_shares(self.edit), templates, subjects)
         self._round += 1
         prompts = [neutral.prompt for neutral in neutrals]
         seen = dict(zip(prompts, counts.int().tolist(), strict=True))
@@ -175,18 +179,34 @@ class Calibration:
         return replace(first, weight=first.weight * mean, often=often)
 
 
-def corrected(weights: Tensor, counts: Tensor, shares: Sequence[float], templates: Sequence[str]) -> Tensor:
+def corrected(
+    weights: Tensor,
+    counts: Tensor,
+    shares: Sequence[float],
+    templates: Sequence[str],
+    subjects: Sequence[str],
+) -> Tensor:
     """Weights (prompts, groups) for the next round, after `counts` (prompts, groups) drawn with `weights`.
 
-    A prompt's own pictures are few, so those of all prompts with its template speak for it too.
+    A prompt's own pictures are few, so those of the prompts with its template, and of those with its subject,
+    speak for it too.
     """
     import torch
 
     wanted = torch.tensor(shares)
-    alike = torch.tensor([[float(one == other) for other in templates] for one in templates])
-    pooled = alike @ counts
-    pooled = pooled / pooled.sum(1, keepdim=True).clamp(min=1)
-    drawn = (counts + POOLED * pooled) / (counts.sum(1, keepdim=True) + POOLED)
-    found = weights * wanted / drawn.clamp(min=1e-3)
+    expected = _expected(counts, templates, subjects)
+    drawn = (counts + POOLED * expected) / (counts.sum(1, keepdim=True) + POOLED)
+    found = weights**REMEMBERED * wanted / drawn.clamp(min=1e-3)
     found = found / (found * wanted).sum(1, keepdim=True)
     return found.clamp(1 / MOST, MOST)
+
+
+def _expected(counts: Tensor, templates: Sequence[str], subjects: Sequence[str]) -> Tensor:
+    """Shares (prompts, groups) where a template and a subject each favour groups, whatever the other is."""
+    overall = (counts.sum(0) + 1e-3) / (counts.sum(0) + 1e-3).sum()
+    found = overall.expand_as(counts)
+    for names in (templates, subjects):
+        alike = counts.new_tensor([[float(one == other) for other in names] for one in names])
+        pooled = alike @ counts
+        found = found * (pooled / overall + SMOOTHED) / (pooled.sum(1, keepdim=True) + SMOOTHED)
+    return found / found.sum(1, keepdim=True)

@@ -20,6 +20,8 @@ class Neutral:
     named: tuple[str, ...]
     template: str
     """What the edit lists; prompts of one template are alike but for the profession."""
+    subject: str
+    """The profession; of a whole prompt, that prompt."""
 
 
 def group_names(edit: Balance) -> tuple[str, ...]:
@@ -43,7 +45,7 @@ def neutral_prompts(edit: Balance) -> tuple[Neutral, ...]:
         for profession in edit.professions if "{}" in template else ("",):
             prompt = fill(template, profession)
             named = tuple(_named(edit, template, profession, group) for group in group_names(edit))
-            found.setdefault(prompt, Neutral(prompt, named, template))
+            found.setdefault(prompt, Neutral(prompt, named, template, profession or prompt))
     return tuple(found.values())
 
 

@@ -41,7 +41,7 @@ class BalanceDistil(EditPass):
     """
 
     name = "balance/distil"
-    version = 4
+    version = 5
     order = 40
     merges = False
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compiler.base import open_base
 from compiler.cache import StageCache
-from compiler.calibration import FREQUENCY, MOST, Calibration, corrected
+from compiler.calibration import FREQUENCY, MOST, REMEMBERED, Calibration, corrected
 from compiler.passes import PassContext
 from compiler.passes.balance import balance_lessons
 from compiler.progress import Silent
@@ -65,7 +65,8 @@ COUNTS = st.lists(st.lists(st.integers(0, 30), min_size=3, max_size=3), min_size
 def test_within_their_bounds_the_weights_leave_every_prompts_total_as_it_was(counts: list[list[int]]) -> None:
     shares = (0.5, 0.3, 0.2)
     drawn, templates = torch.tensor(counts).float(), ["a {}"] * len(counts)
-    found = corrected(torch.ones(len(counts), 3), drawn, shares, templates)
+    subjects = [str(number) for number in range(len(counts))]
+    found = corrected(torch.ones(len(counts), 3), drawn, shares, templates, subjects)
     assert float(found.min()) >= 1 / MOST
     assert float(found.max()) <= MOST
     inside = ((found > 1 / MOST) & (found < MOST)).all(1)
@@ -73,17 +74,29 @@ def test_within_their_bounds_the_weights_leave_every_prompts_total_as_it_was(cou
 
 
 @given(prompts=st.integers(1, 4), each=st.integers(1, 9))
-def test_what_is_drawn_as_wanted_counts_as_before(prompts: int, each: int) -> None:
+def test_weights_that_draw_what_is_wanted_come_part_of_the_way_back(prompts: int, each: int) -> None:
     weights = torch.tensor([[0.8, 1.2]]).expand(prompts, 2)
     counts = torch.full((prompts, 2), float(each))
-    torch.testing.assert_close(corrected(weights, counts, (0.5, 0.5), ["a {}"] * prompts), weights)
+    found = corrected(weights, counts, (0.5, 0.5), ["a {}"] * prompts, [*"abcd"][:prompts])
+    torch.testing.assert_close(found[:, 1] / found[:, 0], torch.full((prompts,), 1.5**REMEMBERED))
+    torch.testing.assert_close(found.mean(1), torch.ones(prompts))
 
 
 def test_a_group_drawn_too_seldom_counts_for_more_and_a_prompt_leans_on_all_of_its_template() -> None:
     counts = torch.tensor([[20.0, 4.0], [12.0, 12.0], [0.0, 24.0]])
-    found = corrected(torch.ones(3, 2), counts, (0.5, 0.5), ["a {}", "a {}", "a photo of a {}"])
+    templates, subjects = ["a {}", "a {}", "a photo of a {}"], ["nurse", "judge", "pilot"]
+    found = corrected(torch.ones(3, 2), counts, (0.5, 0.5), templates, subjects)
     assert found[0, 1] > found[1, 1] > 1 > found[1, 0] > found[0, 0]
     assert found[2, 0] > 1 > found[2, 1]
+
+
+def test_a_prompt_leans_on_what_other_templates_draw_of_its_subject() -> None:
+    counts = torch.tensor([[6.0, 6.0], [20.0, 4.0], [6.0, 6.0], [4.0, 20.0]])
+    templates, subjects = ["a {}", "the {}"] * 2, ["nurse", "nurse", "judge", "judge"]
+    found = corrected(torch.ones(4, 2), counts, (0.5, 0.5), templates, subjects)
+    assert found[0, 1] > 1 > found[0, 0]
+    assert found[2, 0] > 1 > found[2, 1]
+    torch.testing.assert_close(found[0], found[2].flip(0))
 
 
 def test_lessons_show_the_rows_of_a_prompt_as_often_as_its_weight_says() -> None:

@@ -16,6 +16,8 @@ def test_every_template_has_every_profession_and_whole_prompts_stay() -> None:
     edit = _balance(prompts=("a {}", "the {}", "a person"), professions=("baker", "nurse"))
     prompts = [neutral.prompt for neutral in neutral_prompts(edit)]
     assert prompts == ["a baker", "a nurse", "the baker", "the nurse", "a person"]
+    subjects = [neutral.subject for neutral in neutral_prompts(edit)]
+    assert subjects == ["baker", "nurse", "baker", "nurse", "a person"]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def test_a_group_is_named_beside_the_prompt_or_beside_the_profession(
     template: str, named: tuple[str, ...]
 ) -> None:
     edit = _balance(professions=("baker",), group_template=template)
-    assert neutral_prompts(edit) == (Neutral("a photo of a baker", named, "a photo of a {}"),)
+    assert neutral_prompts(edit) == (Neutral("a photo of a baker", named, "a photo of a {}", "baker"),)
 
 
 def test_shares_are_equal_unless_they_are_given() -> None:
