@@ -143,8 +143,7 @@ def _sample_shard(
 ) -> tuple[dict[str, Tensor], int]:
     """The rows of some trajectories, each given as (number of its prompt, its number under that prompt)."""
     shape = latent_shape(config_of(unet))
-    names = request.draws or request.prompts
-    draws = [(request.seed, "bank", names[number], copy) for number, copy in part]
+    draws = [(request.seed, "bank", request.prompts[number], copy) for number, copy in part]
     device = embedded.hidden.device
     noise = torch.stack([gaussian(shape, *draw, "noise") for draw in draws]).to(device)
     calls = unet_calls(scheduler.config, request.steps)

@@ -37,8 +37,6 @@ class BankRequest:
     also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Further predictions at every kept x_t: name -> for each of `prompts`, what other prompt to predict."""
     storage: Storage = "float32"
-    draws: tuple[str, ...] = ()
-    """For each of `prompts`, what names its noise: equal names, equal noise. By default the prompt itself."""
 
     def __post_init__(self) -> None:
         if not self.prompts or len(set(self.prompts)) != len(self.prompts):
@@ -51,8 +49,6 @@ class BankRequest:
             raise ValueError("a further prediction needs a name of its own")
         if any(len(others) != len(self.prompts) for others in self.also.values()):
             raise ValueError("a further prediction needs one prompt for each prompt of the bank")
-        if self.draws and len(self.draws) != len(self.prompts):
-            raise ValueError("the draws of a bank need one name for each of its prompts")
 
     @classmethod
     def of(
@@ -96,10 +92,7 @@ class BankRequest:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that decides the rows, beside the checkpoint: part of the content address."""
-        facts = {"format": FORMAT, **asdict(self)}
-        if not self.draws:
-            del facts["draws"]
-        return facts
+        return {"format": FORMAT, **asdict(self)}
 
 
 def unet_calls(scheduler_config: Mapping[str, Any], steps: int) -> int:

@@ -4,9 +4,8 @@ What regression leaves over is small at every step and one-sided over all of the
 differ from those that were taught. So the student draws, and each picture counts for the group under whose
 name the weights that the pass began with denoise it best (a diffusion classifier: Li et al. 2023, "Your
 Diffusion Model is Secretly a Zero-Shot Classifier", eq. 5): neither labels nor an outside model. Then it is
-taught on, with more of what it drew too seldom. How far a group's odds follow its weight in the loss is
-known (RESPONSE), so what is drawn in any round tells what would be drawn with equal weights, and all rounds
-together what weights are needed.
+taught on, with more of what it drew too seldom. The mixture's share is proportional to the weight it has in
+the loss, so the weight is multiplied by the wanted share over the drawn one.
 """
 
 from __future__ import annotations
@@ -25,17 +24,16 @@ if TYPE_CHECKING:
     from compiler.teacher import Teacher
     from editspec import Balance
 
-PICTURES = 48  # of each neutral prompt in a round
+PICTURES = 24  # of each neutral prompt in a round
 TIMES = 8  # noise levels at which the groups' names are compared
 # Pictures' worth of belief that a prompt is drawn as its template and its profession together let expect.
-# What 48 pictures say of one prompt is by chance 7 points off; beyond the two, prompts hardly differ.
+# What 24 pictures say of one prompt is by chance a tenth off; beyond the two, prompts hardly differ.
 POOLED = 96
 SMOOTHED = 32  # pictures' worth of belief that a template, or a profession, is drawn as all prompts are
 SLOWER = 0.25  # of the edit's learning rate: at the full one, all shares move again
-# The odds of a group move with this power of its weight. What a round changes beside that is little: students
-# of other noise lean the same way, so that what is left over is no chance of training, and rounds add up.
-RESPONSE = 0.5
-MOST = 8.0  # how many times more, or less, a group may come to count
+# A round ends before its weights have done all they do: with all of them kept, the next one would overshoot.
+REMEMBERED = 0.5
+MOST = 4.0  # how many times more, or less, a group may come to count
 FREQUENCY = 8  # rows come so often where their weight is the mean
 
 
@@ -48,7 +46,6 @@ class Calibration:
     def __init__(self, edit: Balance, lessons: Sequence[Lesson]) -> None:
         self.edit, self.lessons = edit, tuple(lessons)
         self._weights: Tensor | None = None
-        self._evidence: Tensor | None = None
         self._round = 0
 
     @property
@@ -81,9 +78,7 @@ class Calibration:
         neutrals = neutral_prompts(self.edit)
         templates = [neutral.template for neutral in neutrals]
         subjects = [neutral.subject for neutral in neutrals]
-        evidence = unweighted(counts, before)
-        self._evidence = evidence if self._evidence is None else self._evidence + evidence
-        self._weights = corrected(self._evidence, group_shares(self.edit), templates, subjects)
+        self._weights = corrected(before, counts, group_shares(self.edit), templates, subjects)
         self._round += 1
         prompts = [neutral.prompt for neutral in neutrals]
         seen = dict(zip(prompts, counts.int().tolist(), strict=True))
@@ -184,16 +179,14 @@ class Calibration:
         return replace(first, weight=first.weight * mean, often=often)
 
 
-def unweighted(counts: Tensor, weights: Tensor) -> Tensor:
-    """`counts` (prompts, groups) drawn after teaching with `weights`, as they would be without them."""
-    found = counts / weights**RESPONSE
-    return found * counts.sum(1, keepdim=True) / found.sum(1, keepdim=True).clamp(min=1e-30)
-
-
 def corrected(
-    evidence: Tensor, shares: Sequence[float], templates: Sequence[str], subjects: Sequence[str]
+    weights: Tensor,
+    counts: Tensor,
+    shares: Sequence[float],
+    templates: Sequence[str],
+    subjects: Sequence[str],
 ) -> Tensor:
-    """Weights (prompts, groups) for the next round, after `evidence` (prompts, groups) of all rounds so far.
+    """Weights (prompts, groups) for the next round, after `counts` (prompts, groups) drawn with `weights`.
 
     A prompt's own pictures are few, so those of the prompts with its template, and of those with its subject,
     speak for it too.
@@ -201,9 +194,9 @@ def corrected(
     import torch
 
     wanted = torch.tensor(shares)
-    expected = _expected(evidence, templates, subjects)
-    drawn = (evidence + POOLED * expected) / (evidence.sum(1, keepdim=True) + POOLED)
-    found = (wanted / drawn.clamp(min=1e-3)) ** (1 / RESPONSE)
+    expected = _expected(counts, templates, subjects)
+    drawn = (counts + POOLED * expected) / (counts.sum(1, keepdim=True) + POOLED)
+    found = weights**REMEMBERED * wanted / drawn.clamp(min=1e-3)
     found = found / (found * wanted).sum(1, keepdim=True)
     return found.clamp(1 / MOST, MOST)
 

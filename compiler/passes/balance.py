@@ -10,7 +10,6 @@ to this x_t, weighted by their shares: the velocity of the mixture, which draws 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compiler.bank_request import BankRequest
@@ -42,7 +41,7 @@ class BalanceDistil(EditPass):
     """
 
     name = "balance/distil"
-    version = 6
+    version = 5
     order = 40
     merges = False
 
@@ -90,18 +89,12 @@ class BalanceDistil(EditPass):
 
 
 def balance_lessons(edit: Balance, seed: int) -> tuple[Lesson, ...]:
-    """One lesson for each group. Shares are weights of the loss, so any shares are met exactly.
-
-    All groups' trajectories start from the same noise: else few of them would teach that this noise is that
-    group's, which no other noise bears out.
-    """
+    """One lesson for each group. Shares are weights of the loss, so any shares are met exactly."""
     neutrals, groups = neutral_prompts(edit), group_names(edit)
     lessons = []
     for place, (group, share) in enumerate(zip(groups, group_shares(edit), strict=True)):
         named = [neutral.named[place] for neutral in neutrals]
         request = BankRequest.of(edit, seed, named, edit.trajectories // len(groups))
-        noise = dict(zip(named, (neutral.prompt for neutral in neutrals), strict=True))
-        request = replace(request, draws=tuple(noise[text] for text in request.prompts))
         batch = -(-edit.batch // len(groups))
         neutral = tuple((neutral.prompt,) for neutral in neutrals)
         readings = [Reading(f"neutral: {group}", neutral, tuple(named), share, batch, early=EARLY_TIMES)]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -122,16 +122,6 @@ def test_a_trajectory_does_not_depend_on_what_else_is_asked_for(base: Base, tmp_
     assert torch.allclose(found, wanted, atol=1e-4)
 
 
-def test_prompts_whose_draws_have_one_name_start_from_the_same_noise(base: Base, tmp_path: Path) -> None:
-    named = BankRequest(("a red moon",), (2,), seed=5, steps=8, strata=8, draws=("a moon",))
-    other = base.build(named, tmp_path / "named")
-    plain = base.build(BankRequest(("a moon",), (2,), seed=5, steps=8, strata=8), tmp_path / "plain")
-    assert torch.equal(
-        other.take("model_input", torch.tensor([0, 8])), plain.take("model_input", torch.tensor([0, 8]))
-    )
-    assert not torch.allclose(other.take("cond", torch.tensor([0])), plain.take("cond", torch.tensor([0])))
-
-
 def test_half_storage_halves_the_file_and_gives_fp32_back(base: Base, tmp_path: Path) -> None:
     half = BankRequest(("a star",), (2,), seed=5, steps=4, storage="float16")
     bank = base.build(half, tmp_path / "half")
@@ -171,7 +161,6 @@ def test_a_request_counts_its_evals_and_says_all_that_decides_its_rows() -> None
     assert REQUEST.rows(ddim) == 20
     assert REQUEST.evals(ddim) == 2 * 5 * 8 + 20
     assert json.loads(json.dumps(REQUEST.as_dict()))["prompts"] == ["a star", "a moon"]
-    assert replace(REQUEST, draws=("a", "b")).as_dict() != REQUEST.as_dict()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +173,6 @@ def test_a_request_counts_its_evals_and_says_all_that_decides_its_rows() -> None
         ({"steps": 0}, "one step"),
         ({"also": {"cond": ("a", "b")}}, "name of its own"),
         ({"also": {"x": ("a",)}}, "one prompt for each"),
-        ({"draws": ("a",)}, "one name for each"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(wrong: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compiler.base import open_base
 from compiler.cache import StageCache
-from compiler.calibration import FREQUENCY, MOST, RESPONSE, Calibration, corrected, unweighted
+from compiler.calibration import FREQUENCY, MOST, REMEMBERED, Calibration, corrected
 from compiler.passes import PassContext
 from compiler.passes.balance import balance_lessons
 from compiler.progress import Silent
@@ -66,42 +66,26 @@ def test_within_their_bounds_the_weights_leave_every_prompts_total_as_it_was(cou
     shares = (0.5, 0.3, 0.2)
     drawn, templates = torch.tensor(counts).float(), ["a {}"] * len(counts)
     subjects = [str(number) for number in range(len(counts))]
-    found = corrected(drawn, shares, templates, subjects)
+    found = corrected(torch.ones(len(counts), 3), drawn, shares, templates, subjects)
     assert float(found.min()) >= 1 / MOST
     assert float(found.max()) <= MOST
     inside = ((found > 1 / MOST) & (found < MOST)).all(1)
     torch.testing.assert_close((found @ torch.tensor(shares))[inside], torch.ones(int(inside.sum())))
 
 
-@given(
-    counts=st.lists(st.lists(st.integers(4, 30), min_size=2, max_size=2), min_size=1, max_size=4),
-    ratio=st.floats(0.5, 2.0),
-)
-def test_what_weights_have_brought_about_is_taken_off_what_was_drawn(
-    counts: list[list[int]], ratio: float
-) -> None:
-    drawn = torch.tensor(counts).float()
-    found = unweighted(drawn, torch.tensor([[1.0, ratio]]).expand(len(counts), 2))
-    torch.testing.assert_close(found.sum(1), drawn.sum(1))
-    odds, before = found[:, 1] / found[:, 0], drawn[:, 1] / drawn[:, 0]
-    torch.testing.assert_close(odds * ratio**RESPONSE, before)
-
-
-def test_a_round_that_answers_as_expected_leaves_the_weights_as_they_are() -> None:
-    without = torch.tensor([[36.0, 12.0]] * 2)
-    names = ["a {}"] * 2, ["nurse", "judge"]
-    weights = corrected(without, (0.5, 0.5), *names)
-    drawn = without * weights**RESPONSE
-    again = corrected(
-        without + unweighted(48 * drawn / drawn.sum(1, keepdim=True), weights), (0.5, 0.5), *names
-    )
-    torch.testing.assert_close(again, weights)
+@given(prompts=st.integers(1, 4), each=st.integers(1, 9))
+def test_weights_that_draw_what_is_wanted_come_part_of_the_way_back(prompts: int, each: int) -> None:
+    weights = torch.tensor([[0.8, 1.2]]).expand(prompts, 2)
+    counts = torch.full((prompts, 2), float(each))
+    found = corrected(weights, counts, (0.5, 0.5), ["a {}"] * prompts, [*"abcd"][:prompts])
+    torch.testing.assert_close(found[:, 1] / found[:, 0], torch.full((prompts,), 1.5**REMEMBERED))
+    torch.testing.assert_close(found.mean(1), torch.ones(prompts))
 
 
 def test_a_group_drawn_too_seldom_counts_for_more_and_a_prompt_leans_on_all_of_its_template() -> None:
     counts = torch.tensor([[20.0, 4.0], [12.0, 12.0], [0.0, 24.0]])
     templates, subjects = ["a {}", "a {}", "a photo of a {}"], ["nurse", "judge", "pilot"]
-    found = corrected(counts, (0.5, 0.5), templates, subjects)
+    found = corrected(torch.ones(3, 2), counts, (0.5, 0.5), templates, subjects)
     assert found[0, 1] > found[1, 1] > 1 > found[1, 0] > found[0, 0]
     assert found[2, 0] > 1 > found[2, 1]
 
@@ -109,7 +93,7 @@ def test_a_group_drawn_too_seldom_counts_for_more_and_a_prompt_leans_on_all_of_i
 def test_a_prompt_leans_on_what_other_templates_draw_of_its_subject() -> None:
     counts = torch.tensor([[6.0, 6.0], [20.0, 4.0], [6.0, 6.0], [4.0, 20.0]])
     templates, subjects = ["a {}", "the {}"] * 2, ["nurse", "nurse", "judge", "judge"]
-    found = corrected(counts, (0.5, 0.5), templates, subjects)
+    found = corrected(torch.ones(4, 2), counts, (0.5, 0.5), templates, subjects)
     assert found[0, 1] > 1 > found[0, 0]
     assert found[2, 0] > 1 > found[2, 1]
     torch.testing.assert_close(found[0], found[2].flip(0))
