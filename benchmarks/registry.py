@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from registry.library import Registry
+    from registry.catalogue import Registry
 
 sys.path.append(sys.path.pop(0))  # this folder last: or this file would be taken for the package `registry`
 
@@ -58,7 +58,7 @@ def fill(registry: Registry, count: int) -> None:
 
 def listing(folder: Path, count: int) -> dict[str, float]:
     """Seconds to list `count` builds: the whole command, and the query."""
-    from registry.library import Registry
+    from registry.catalogue import Registry
 
     registry = Registry.open(folder, create=True)
     fill(registry, count)
@@ -78,7 +78,7 @@ def listing(folder: Path, count: int) -> dict[str, float]:
 def sharing(folder: Path, variants: Iterator[tuple[str, Path]]) -> dict[str, float]:
     """Bytes of all folders over bytes stored; the first is the base."""
     from registry.adding import add
-    from registry.library import Registry
+    from registry.catalogue import Registry
 
     registry = Registry.open(folder, create=True)
     start = time.perf_counter()

@@ -131,11 +131,10 @@ def flushing() -> Iterator[Callable[[Path], None]]:
     with ThreadPoolExecutor(1) as pool:
         try:
             yield lambda path: begun.append(pool.submit(_sync_tree_or_file, path))
-        except BaseException:
+            for flush in begun:
+                flush.result()
+        finally:  # nothing waits for flushes of what is given up
             pool.shutdown(cancel_futures=True)
-            raise
-    for flush in begun:
-        flush.result()
 
 
 def _sync_tree_or_file(path: Path) -> None:

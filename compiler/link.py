@@ -103,19 +103,23 @@ def linking(
         if any(out.iterdir()):
             raise LinkError(f"{out} is not empty")
         stopped = threading.Event()
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(_take_back, out, made)
             with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
                 try:
                     yield Linking(base, frozenset(edited), out, pool, stopped, copied)
                 finally:
                     stopped.set()
                     pool.shutdown(cancel_futures=True)
-        except BaseException:
-            for path in out.iterdir():
-                remove(path)
-            if made:
-                out.rmdir()
-            raise
+            undo.pop_all()
+
+
+def _take_back(out: Path, made: bool) -> None:
+    """Empty the folder of a link that did not end well, and remove it if the link has `made` it."""
+    for path in out.iterdir():
+        remove(path)
+    if made:
+        out.rmdir()
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from compiler.output import storage_refusals
 from compiler.progress import Progress, Silent, Task
 from editspec.errors import InputError
 from registry import index
+from registry.catalogue import Registry, append_event, append_note
 from registry.chunks import cut
 from registry.database import Session
 from registry.description import Description, StoredFile, describe
 from registry.history import CANDIDATE, DROPPED, WITHDRAWN
-from registry.library import Registry, append_event, append_note
 from registry.recipes import Recipe
 from registry.tables import blobs, builds, contents
 

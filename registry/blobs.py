@@ -155,9 +155,8 @@ class BlobStore:
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)
             Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        finally:
+            Path(temporary).unlink(missing_ok=True)  # there only where something went wrong
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:

@@ -10,10 +10,10 @@ from compiler.artifact import MANIFEST
 from compiler.progress import Progress, Silent, Task
 from registry import index
 from registry.blobs import BlobStore, Damaged
+from registry.catalogue import Registry
 from registry.description import StoredFile, list_flaw
 from registry.history import DROPPED, flaw
 from registry.index import Entry
-from registry.library import Registry
 from registry.recipes import Recipe
 
 

@@ -13,10 +13,10 @@ from editspec.errors import GateFailed, InputError
 from registry import index
 from registry.adding import enter_bytes
 from registry.blobs import Damaged
+from registry.catalogue import Registry
 from registry.description import Description, StoredFile
 from registry.history import Event
 from registry.index import Entry
-from registry.library import Registry
 from registry.recipes import Recipe
 
 RECORDS = "records.jsonl"

@@ -14,10 +14,10 @@ from compiler.progress import Progress, Silent, Task
 from editspec.errors import GateFailed, InputError
 from registry import index
 from registry.blobs import BlobStore, Damaged
+from registry.catalogue import Registry
 from registry.description import StoredFile, list_flaw
 from registry.history import DROPPED, WITHDRAWN
 from registry.index import Entry
-from registry.library import Registry
 from registry.recipes import Recipe
 
 

@@ -14,8 +14,8 @@ from compiler.progress import Progress, Silent
 from editspec.errors import GateFailed
 from registry import index
 from registry.blobs import Damaged
+from registry.catalogue import Registry, append_event
 from registry.history import DROPPED, WITHDRAWN
-from registry.library import Registry, append_event
 from registry.recipes import Recipe
 from registry.tables import blobs, contents, files
 

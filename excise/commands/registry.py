@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from registry.library import Registry
+    from registry.catalogue import Registry
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -228,9 +228,9 @@ def export(target: Path, build: tuple[str, ...], as_json: bool, **where: Any) ->
     Histories go along, step by step. DIR/records.jsonl says the same for people and other programs.
     """
     from compiler.progress import for_terminal
+    from registry.catalogue import Registry
     from registry.exporting import RECORDS, write_records
     from registry.exporting import export as export_builds
-    from registry.library import Registry
 
     source = _opened(where)
     entries = [source.find(one) for one in build] if build else source.entries()
@@ -244,7 +244,7 @@ def export(target: Path, build: tuple[str, ...], as_json: bool, **where: Any) ->
 
 
 def _opened(where: dict[str, Any], *, create: bool = False) -> Registry:
-    from registry.library import Registry
+    from registry.catalogue import Registry
 
     return Registry.open(where["folder"], index=where["index"], store=where["store"], create=create)
 

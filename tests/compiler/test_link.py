@@ -6,7 +6,6 @@ import os
 import queue
 import shutil
 import stat
-import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -381,23 +380,14 @@ def test_a_file_that_may_not_grow_is_bad_input_and_leaves_nothing(
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount")
 @pytest.mark.parametrize("edited", [False, True])
 def test_a_full_disk_is_bad_input_and_leaves_nothing(
-    tiny_checkpoint: Path, tmp_path: Path, edited: bool
+    tiny_checkpoint: Path, small_disk: Callable[[str], Path], edited: bool
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this machine does not let root mount a disk")
-    base = Checkpoint.open(tiny_checkpoint)
-    try:
-        with pytest.raises(InputError, match="the disk is full"):
-            link(base, deltas_for(base, "full") if edited else {}, disk / "out")
-        assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    disk, base = small_disk("1m"), Checkpoint.open(tiny_checkpoint)
+    with pytest.raises(InputError, match="the disk is full"):
+        link(base, deltas_for(base, "full") if edited else {}, disk / "out")
+    assert list(disk.iterdir()) == []
 
 
 def test_what_no_edit_touches_is_copied_while_the_deltas_are_made(
@@ -443,9 +433,14 @@ def test_a_delta_that_was_not_announced_is_our_fault_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("failure", [ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("made", [True, False])
 def test_an_edit_that_fails_while_the_rest_is_copied_leaves_nothing(
-    tiny_checkpoint: Path, tmp_path: Path
+    tiny_checkpoint: Path, tmp_path: Path, failure: type[BaseException], made: bool
 ) -> None:
-    with pytest.raises(ZeroDivisionError), linking(Checkpoint.open(tiny_checkpoint), [], tmp_path / "out"):
-        raise ZeroDivisionError
-    assert not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    if not made:
+        out.mkdir()
+    with pytest.raises(failure), linking(Checkpoint.open(tiny_checkpoint), [], out):
+        raise failure
+    assert (not out.exists()) if made else list(out.iterdir()) == []

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from registry.adding import add
+from registry.catalogue import Registry
 from registry.checking import check
 from registry.description import describe
 from registry.history import CANDIDATE, RELEASED, WITHDRAWN
-from registry.library import Registry
 from registry.sweep import sweep
 
 K, V, MID = "down.attn2.to_k.weight", "down.attn2.to_v.weight", "mid.weight"
@@ -28,7 +28,7 @@ OPEN = """
 import sys
 from pathlib import Path
 from editspec.errors import GateFailed, InputError
-from registry.library import Registry
+from registry.catalogue import Registry
 folder, index, store = sys.argv[1:4]
 registry = Registry.open(Path(folder), index=index or None, store=store or None, create=True)
 """

@@ -11,9 +11,9 @@ from sqlalchemy import text
 from editspec.errors import InputError
 from registry.adding import add
 from registry.blobs import BlobStore
+from registry.catalogue import Registry
 from registry.checking import check
 from registry.database import Database
-from registry.library import Registry
 
 K = "down.attn2.to_k.weight"
 

@@ -9,10 +9,10 @@ import pytest
 from compiler.artifact import GATES, MANIFEST, Artifact
 from editspec.errors import GateFailed, InputError
 from registry.adding import add
+from registry.catalogue import Registry
 from registry.checking import check
 from registry.exporting import RECORDS, export, write_records
 from registry.history import CANDIDATE, DROPPED, RELEASED, WITHDRAWN
-from registry.library import Registry
 from registry.pulling import pull
 from registry.sweep import sweep
 
