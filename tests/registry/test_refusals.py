@@ -108,3 +108,16 @@ def test_a_store_without_permission_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file where the folder should be", "utf-8")
     with pytest.raises(InputError, match="the store fails"):
         store.put("0" * 64, b"")
+
+
+@pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
+def test_a_blob_whose_writing_ends_early_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    def refuse(handle: int) -> None:
+        raise failure
+
+    monkeypatch.setattr("registry.blobs.os.fsync", refuse)
+    with pytest.raises((InputError, failure)):
+        BlobStore(str(tmp_path)).put("0" * 64, b"anything")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
