@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 TaughtEdit: TypeAlias = Guide | Balance | Respond
 LOADING_SECONDS = 2.0  # late imports and building the U-Net
-EARLY = 0.2  # of a trajectory's rows, the noisiest
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,9 @@ class Reading:
     change: float = 0.0
     guided: Guiding | None = None
     early: int = 1
-    """How often the rows of the first fifth of a trajectory come, for each time that others do."""
+    """How often the noisiest rows come, for each time that others do."""
+    early_share: float = 1.0
+    """Which rows these are: this share of each trajectory."""
     often: tuple[int, ...] = ()
     """How often the rows of each prompt of the bank come; once, where it is empty."""
     level: bool = False

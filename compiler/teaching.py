@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from compiler.lessons import (
-    EARLY,
     Lesson,
     Reading,
     Rounds,
@@ -169,9 +168,9 @@ def terms_of(
     timestep = bank.column("timestep").float()
     levelled = any(reading.level for reading in lesson.readings)
     counted = level(timestep, bank.take("guidance", torch.arange(len(bank)))) if levelled else None
-    early = (timestep >= timestep.quantile(1 - EARLY)).tolist()
 
     def examples(reading: Reading) -> Tensor:
+        early = (timestep >= timestep.quantile(1 - reading.early_share)).tolist()
         return torch.tensor(
             [
                 (row, row_of(text, number))

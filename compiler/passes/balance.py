@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from editspec import Edit, EditSpec
 
 
-# Which group is drawn is decided in the first steps: of 15 on the miniature, a neutral prompt's prediction is
-# half way from one group to the other in the first, a third in the second, a sixth in the third.
+# Which group is drawn is decided while the prediction for a neutral prompt still lies between theirs: of 15
+# steps on the miniature "zan" or "zin" in the first two, the tone of the skin by the ninth (`decided`).
 EARLY_TIMES = 8
 
 
@@ -97,7 +97,11 @@ def balance_lessons(edit: Balance, seed: int) -> tuple[Lesson, ...]:
         request = BankRequest.of(edit, seed, named, edit.trajectories // len(groups))
         batch = -(-edit.batch // len(groups))
         neutral = tuple((neutral.prompt,) for neutral in neutrals)
-        readings = [Reading(f"neutral: {group}", neutral, tuple(named), share, batch, early=EARLY_TIMES)]
+        name = f"neutral: {group}"
+        learned = Reading(
+            name, neutral, tuple(named), share, batch, early=EARLY_TIMES, early_share=edit.decided
+        )
+        readings = [learned]
         if edit.keep_weight:
             kept = share * edit.keep_weight
             readings.append(held(f"named: {group}", named, kept, batch))

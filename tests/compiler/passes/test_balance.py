@@ -72,8 +72,11 @@ def _lean(one: torch.Tensor, other: torch.Tensor, found: torch.Tensor) -> float:
     return float((found - other) @ (one - other) / (one - other).square().sum())
 
 
-def test_a_neutral_prompt_learns_most_where_its_group_is_decided(base: Checkpoint) -> None:
-    spec = _spec({**FAIR, "sampling_steps": 10, "timesteps": 10})
+@pytest.mark.parametrize(("decided", "steps"), [(0.2, 2), (0.6, 6), (1.0, 10)])
+def test_a_neutral_prompt_learns_most_where_its_group_is_decided(
+    decided: float, steps: int, base: Checkpoint
+) -> None:
+    spec = _spec({**FAIR, "sampling_steps": 10, "timesteps": 10, "decided": decided})
     (edit,) = spec.edits
     assert isinstance(edit, Balance)
     lesson = balance_lessons(edit, 7)[0]
@@ -86,7 +89,7 @@ def test_a_neutral_prompt_learns_most_where_its_group_is_decided(base: Checkpoin
     neutral, *kept = terms_of(lesson, bank, number, found)
     times = neutral.examples[:, 0].bincount()
     timestep = bank.column("timestep")
-    early = timestep >= timestep.unique().sort(descending=True).values[1]
+    early = timestep >= timestep.unique().sort(descending=True).values[steps - 1]
     assert (times[early] == EARLY_TIMES).all()
     assert (times[~early] == 1).all()
     assert all((term.examples[:, 0].bincount() == 1).all() for term in kept)
