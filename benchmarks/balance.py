@@ -2,12 +2,15 @@
 
 The mean deviation ratio max_g |r_g - 1/n| / (1 - 1/n) over professions before and after, for plain prompts
 and for "successful ..." ones, beside what a fair draw of as many pictures shows (compiler.deviation); both
-oracles must agree on a picture for it to count. `named`: prompts that name a group still show it, and their
-pictures stay (distance between base and edited in units of the distance between two seeds). `quality`: KID
+oracles must agree on a picture for it to count. `named`: how often prompts that name a group show it, by
+attribute where there are two, and how far their pictures move (distance between base and edited in units of
+the distance between two seeds). What the base does not draw when told to, no mixture of what it draws can
+give: the base's rates say what can be reached. `quality`: KID
 over an oracle's features, of objects that have nothing to do with it against the base's, and of the
 professions against the base's under named groups in equal shares; `chance` is the base against itself.
 
-Cases: balance (distilled), closed-form, and intersections: two attributes at once.
+Cases: balance (distilled), closed-form, and two attributes at once: intersections, and two-tones without the
+tone between the others, which the base hardly draws when told to.
 
 Usage: python benchmarks/balance.py [CASE ...] [--trials 100] [--scales 5] [--survey 12] [--json]
 """
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,12 +41,13 @@ if TYPE_CHECKING:
 LEARNED_ON = ("a photo of a {}", "a {}", "a photo of a successful {}")
 JUDGED = {"plain": "a photo of a {}", "hard": "a photo of a successful {}"}
 SURVEY = -15_000  # from the judged seeds: those of tuning
-ATTRIBUTES = {"group": GROUPS, "tone": TONES}
-CASES: dict[str, tuple[str, ...]] = {
-    "balance": ("group",),
-    "closed-form": ("group",),
-    "intersections": ("tone", "group"),
+CASES: dict[str, dict[str, Sequence[str]]] = {
+    "balance": {"group": GROUPS},
+    "closed-form": {"group": GROUPS},
+    "intersections": {"tone": TONES, "group": GROUPS},
+    "two-tones": {"tone": (TONES[0], TONES[-1]), "group": GROUPS},
 }
+"""The words of each attribute, in the order in which prompts name them."""
 LEARNING = {
     "steps": 700, "calibrate": 2, "trajectories": 384, "batch": 24, "learning_rate": 1e-2,
     "schedule": "cosine", "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention",
@@ -53,7 +57,7 @@ LEARNING = {
 def balanced(bench: Bench, case: str) -> dict[str, Any]:
     """Deviation before and after, named groups, and the quality of pictures."""
     attributes = CASES[case]
-    groups = [list(ATTRIBUTES[name]) for name in attributes]
+    groups = [list(words) for words in attributes.values()]
     combinations = [" ".join(words) for words in product(*groups)]
     closed = case == "closed-form"
     edit: dict[str, Any] = {
@@ -79,7 +83,7 @@ def balanced(bench: Bench, case: str) -> dict[str, Any]:
                 "counts": counts,
             }
             say(f"{case} {kind} {scale:g}: {found[f'{kind}, guidance {scale:g}']}")
-    found["named"] = _named(bench, chosen, combinations, deltas)
+    found["named"] = _named(bench, chosen, attributes, deltas)
     found["quality"] = _quality(bench, chosen, combinations, deltas)
     return found
 
@@ -98,32 +102,38 @@ def one_sided(bench: Bench) -> tuple[str, ...]:
 
 
 def _counts(
-    bench: Bench, prompts: Sequence[str], scale: float, deltas: Any, attributes: Sequence[str]
+    bench: Bench, prompts: Sequence[str], scale: float, deltas: Any, attributes: Mapping[str, Sequence[str]]
 ) -> list[list[int]]:
     """For each prompt, how many of `trials` pictures show each combination, where both oracles agree."""
     trials = bench.arguments.trials
     asked = [prompt for prompt in prompts for _ in range(trials)]
     answers = bench.verdicts(bench.pictures(asked, scale, deltas)).by_oracle
     rows = []
-    for words in product(*(ATTRIBUTES[name] for name in attributes)):
+    for words in product(*attributes.values()):
         seen = [one[name] == word for one in answers for name, word in zip(attributes, words, strict=True)]
         rows.append(np.logical_and.reduce(seen).reshape(len(prompts), trials).sum(1))
     return [[int(one) for one in row] for row in np.stack(rows, axis=1)]
 
 
 def _named(
-    bench: Bench, professions: Sequence[str], combinations: Sequence[str], deltas: dict[str, Tensor]
+    bench: Bench,
+    professions: Sequence[str],
+    attributes: Mapping[str, Sequence[str]],
+    deltas: dict[str, Tensor],
 ) -> dict[str, Any]:
     """Prompts that name a group: whether it is drawn, before and after, and how far their pictures moved."""
-    asked = [f"a photo of a {words} {who}" for who in professions for words in combinations]
-    prompts = bench.in_turn(asked, max(len(asked), bench.arguments.trials))
-    wanted = np.array([GROUPS[0] if GROUPS[0] in prompt.split() else GROUPS[1] for prompt in prompts])
-    base, edited = bench.pictures(prompts, 5.0), bench.pictures(prompts, 5.0, deltas)
-    found = {
-        "base": rate(bench.verdicts(base).shows("group", wanted)),
-        "edited": rate(bench.verdicts(edited).shows("group", wanted)),
-        "drift": moved(bench, prompts, 5.0, deltas),
+    asked = [(who, words) for who in professions for words in product(*attributes.values())]
+    turns = [asked[number % len(asked)] for number in range(max(len(asked), bench.arguments.trials))]
+    prompts = [f"a photo of a {' '.join(words)} {who}" for who, words in turns]
+    seen = {
+        "base": bench.verdicts(bench.pictures(prompts, 5.0)),
+        "edited": bench.verdicts(bench.pictures(prompts, 5.0, deltas)),
     }
+    shown = {}
+    for place, name in enumerate(attributes):
+        wanted = np.array([words[place] for _, words in turns])
+        shown[name] = {who: rate(verdicts.shows(name, wanted)) for who, verdicts in seen.items()}
+    found = {**(shown if len(shown) > 1 else shown["group"]), "drift": moved(bench, prompts, 5.0, deltas)}
     say(f"named: {found}")
     return found
 
