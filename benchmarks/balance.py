@@ -4,10 +4,10 @@ The mean deviation ratio max_g |r_g - 1/n| / (1 - 1/n) over professions before a
 and for "successful ..." ones, beside what a fair draw of as many pictures shows (compiler.deviation); both
 oracles must agree on a picture for it to count. `named`: how often prompts that name a group show it, by
 attribute where there are two, and how far their pictures move (distance between base and edited in units of
-the distance between two seeds). What the base does not draw when told to, no mixture of what it draws can
-give: the base's rates say what can be reached. `quality`: KID
-over an oracle's features, of objects that have nothing to do with it against the base's, and of the
-professions against the base's under named groups in equal shares; `chance` is the base against itself.
+the distance between two seeds). The edit mixes what the base draws when told, so the base's rates there limit
+it. `quality`: KID over an oracle's features, of objects that have nothing to do with it against the base's,
+and of the professions against the base's under named groups in equal shares; `chance` is the base against
+itself.
 
 Cases: balance (distilled), closed-form, and two attributes at once: intersections, and two-tones without the
 tone between the others, which the base hardly draws when told to.

@@ -5,14 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from editspec.choices import Loss, Optimiser, Precision, Schedule, ScheduleOrPublished, Selection
 from editspec.templates import TEMPLATES, Kind
-
-Selection = Literal["cross-attention", "cross-attention-kv", "non-cross-attention", "self-attention", "full"]
-Loss = Literal["l2", "l1", "huber"]
-Schedule = Literal["constant", "linear", "cosine"]
-Optimiser = Literal["adam", "muon"]
-ScheduleOrPublished = Literal["constant", "linear", "cosine", "published"]
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
