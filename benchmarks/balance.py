@@ -2,10 +2,11 @@
 
 The mean deviation ratio max_g |r_g - 1/n| / (1 - 1/n) over professions before and after, for plain prompts
 and for "successful ..." ones, beside what a fair draw of as many pictures shows (compiler.deviation); both
-oracles must agree on a picture for it to count. `named`: how often prompts that name a group show it, by
-attribute where there are two, and how far their pictures move (distance between base and edited in units of
-the distance between two seeds). The edit mixes what the base draws when told, so the base's rates there limit
-it. `quality`: KID over an oracle's features, of objects that have nothing to do with it against the base's,
+oracles must agree on a picture for it to count. `runtime` is the original, fair generation at runtime: the
+base, told a group in every picture, each as often. The edit mixes what the base draws when told, so this is
+what it can reach. `named`: how often prompts that name a group show it, by attribute where there are two, and
+how far their pictures move (distance between base and edited in units of the distance between two seeds).
+`quality`: KID over an oracle's features, of objects that have nothing to do with it against the base's,
 and of the professions against the base's under named groups in equal shares; `chance` is the base against
 itself.
 
@@ -74,9 +75,15 @@ def balanced(bench: Bench, case: str) -> dict[str, Any]:
     found: dict[str, Any] = {"evals": record["evals"], "professions": list(chosen), "groups": combinations}
     for kind, template in JUDGED.items():
         for scale in bench.arguments.scales:
+            neutral = [[template.format(one)] for one in chosen]
+            told = [[template.format(f"{group} {one}") for group in combinations] for one in chosen]
             counts = {
-                who: _counts(bench, [template.format(one) for one in chosen], scale, changed, attributes)
-                for who, changed in (("base", None), ("edited", deltas))
+                who: _counts(bench, prompts, scale, changed, attributes)
+                for who, prompts, changed in (
+                    ("base", neutral, None),
+                    ("runtime", told, None),
+                    ("edited", neutral, deltas),
+                )
             }
             found[f"{kind}, guidance {scale:g}"] = {
                 **{who: deviation(seen).as_dict() for who, seen in counts.items()},
@@ -102,11 +109,18 @@ def one_sided(bench: Bench) -> tuple[str, ...]:
 
 
 def _counts(
-    bench: Bench, prompts: Sequence[str], scale: float, deltas: Any, attributes: Mapping[str, Sequence[str]]
+    bench: Bench,
+    prompts: Sequence[Sequence[str]],
+    scale: float,
+    deltas: Any,
+    attributes: Mapping[str, Sequence[str]],
 ) -> list[list[int]]:
-    """For each prompt, how many of `trials` pictures show each combination, where both oracles agree."""
+    """For each profession, how many of `trials` pictures show each combination, where both oracles agree.
+
+    A profession's `prompts` take turns.
+    """
     trials = bench.arguments.trials
-    asked = [prompt for prompt in prompts for _ in range(trials)]
+    asked = [prompt for own in prompts for prompt in bench.in_turn(own)]
     answers = bench.verdicts(bench.pictures(asked, scale, deltas)).by_oracle
     rows = []
     for words in product(*attributes.values()):

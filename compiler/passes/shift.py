@@ -54,6 +54,9 @@ class ShiftDirections(EditPass):
         if not carrying(edit, checkpoint.weights("unet").entries):
             what = f"this base has nothing that carries a shift at '{edit.sites}'"
             found.append((f"{pointer}/sites", what))
+        if edit.overshoot != 1 and all(direction.file for direction in edit.directions):
+            what = "nothing is learned from a file's direction, so nothing overshoots; change 'strength' instead"
+            found.append((f"{pointer}/overshoot", what))
         for place, direction in _read_from_files(edit, pointer):
             try:
                 found += [(place, problem) for problem in _file_problems(edit, direction, spec, checkpoint)]

@@ -257,6 +257,17 @@ def test_the_planner_takes_a_shift_and_its_key_knows_the_files(base: Checkpoint,
         )
 
 
+def test_a_direction_from_a_file_cannot_overshoot(base: Checkpoint, tmp_path: Path) -> None:
+    spec = _spec(CALM)
+    edit: Any = spec.edits[0]
+    save_direction(discover(edit, edit.directions[0], _context(spec, base)), tmp_path / "calm.safetensors")
+    from_file = {"edit": "shift", "direction": {"file": "calm.safetensors"}, "overshoot": 2}
+    with pytest.raises(SpecErrors, match="so nothing overshoots; change 'strength' instead"):
+        make_plan(_spec(from_file, folder=tmp_path), base, StageCache(), choose("cpu"))
+    both = {**from_file, "direction": [from_file["direction"], CALM["direction"]]}
+    assert make_plan(_spec({**CALM, **both}, folder=tmp_path), base, StageCache(), choose("cpu")).passes
+
+
 def test_a_direction_for_another_architecture_is_refused(base: Checkpoint, tmp_path: Path) -> None:
     from compiler.directions import Found
 
