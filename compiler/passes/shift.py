@@ -55,7 +55,7 @@ class ShiftDirections(EditPass):
             what = f"this base has nothing that carries a shift at '{edit.sites}'"
             found.append((f"{pointer}/sites", what))
         if edit.overshoot != 1 and all(direction.file for direction in edit.directions):
-            what = "nothing is learned from a file's direction, so nothing overshoots; change 'strength' instead"
+            what = "a direction from a file is not learned, so nothing overshoots; change 'strength' instead"
             found.append((f"{pointer}/overshoot", what))
         for place, direction in _read_from_files(edit, pointer):
             try:
