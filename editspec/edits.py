@@ -186,7 +186,7 @@ class Guide:
     threshold: float | None = None
     momentum_scale: float | None = None
     momentum_beta: float | None = None
-    branch: Literal["both", "text", "empty"] = "both"
+    branch: Literal["both", "text", "empty", "opposite"] = "both"
     selection: Selection = "non-cross-attention"
     steps: int = 400
     learning_rate: float = 1e-5

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import harmonic_mean
 from typing import TYPE_CHECKING, Any
 
 from compiler.bank_request import BankRequest
@@ -139,8 +140,18 @@ def _lesson(edit: Guide, seed: int) -> Lesson:
 
 
 def _scales(edit: Guide, effect: Effect) -> tuple[float, ...]:
-    """The guidance scales it is learned at: several where what the branch learns holds at all of them."""
-    return scales_around(edit.guidance_scale) if edit.branch == effect.branch else (edit.guidance_scale,)
+    """The guidance scales it is learned at: several where what is learned holds at all of them, or nearly."""
+    holds = edit.branch in (effect.branch, "opposite")
+    return scales_around(edit.guidance_scale) if holds else (edit.guidance_scale,)
+
+
+def _changes(edit: Guide, effect: Effect) -> tuple[float, float]:
+    """(text, empty): how much of the guidance each half takes.
+
+    What depends on the scale a little is taken at the harmonic mean of the scales: in units of w g it leads
+    as much too far at some of them as it falls short at others.
+    """
+    return effect.changes(edit.branch, harmonic_mean(_scales(edit, effect)))
 
 
 def _together(edit: Guide) -> tuple[float, ...]:
@@ -149,7 +160,7 @@ def _together(edit: Guide) -> tuple[float, ...]:
     The original leads away at every prompt. What is preserved has to stay all the same, as it is drawn.
     """
     effect = effect_of(edit)
-    _, empty = effect.changes(edit.branch, edit.guidance_scale)
+    _, empty = _changes(edit, effect)
     return _scales(edit, effect) if empty else ()
 
 
@@ -158,7 +169,7 @@ def _reading(edit: Guide, effect: Effect, prompts: Sequence[str], scales: tuple[
 
     With `even_timesteps` the noise, where the guidance is small, counts as much as the rest.
     """
-    text, empty = effect.changes(edit.branch, edit.guidance_scale)
+    text, empty = _changes(edit, effect)
     both = held("guided", prompts, 1.0, edit.batch)
     together = Guiding(scales, empty, _halves(text, empty, edit.guidance_scale))
     return replace(both, change=text, guided=together, level=edit.even_timesteps)
@@ -170,10 +181,12 @@ def _halves(text: float, empty: float, guidance_scale: float) -> float:
     What both halves take alike, SEGA's guidance, is drawn as it is; a text half's is multiplied by w, and so
     is all in which the halves differ. Counted as for a text, the halves would be nearly all of the loss, each
     with errors of its own. The share is that of g in the guided prediction over w, squared; never less than
-    where both take alike, for at w = 1 an empty prompt shows in nothing and is learned all the same.
+    where both take alike, for at w = 1 an empty prompt shows in nothing and is learned all the same. Opposite
+    halves, drawn as more than each of them learns, count less too: either may do more of it.
     """
     drawn = text + empty * (1.0 - guidance_scale) / guidance_scale
-    return max(drawn**2 / max(text**2, empty**2), guidance_scale**-2)
+    shown, own = drawn**2, max(text**2, empty**2)
+    return max(min(shown, own) / max(shown, own), guidance_scale**-2)
 
 
 def _when(edit: Guide, context: PassContext) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from compiler.effects import Along, Branch, Effect, effect_of
 from compiler.guidance import sega, sega_guidance, sega_of, sld, sld_guidance, sld_of
@@ -49,7 +51,7 @@ def test_changed_branches_in_plain_guidance_are_semantic_guidance(branch: Branch
     assert g.any()
 
 
-@pytest.mark.parametrize("branch", ["both", "text"])
+@pytest.mark.parametrize("branch", ["both", "text", "opposite"])
 def test_changed_branches_in_plain_guidance_are_safe_latent_diffusion(branch: Branch) -> None:
     effect = effect_of(SLD)
     assert effect.prompts == ("crack, spill",)
@@ -61,7 +63,7 @@ def test_changed_branches_in_plain_guidance_are_safe_latent_diffusion(branch: Br
     assert g.any()
 
 
-@pytest.mark.parametrize("branch", ["both", "text", "empty"])
+@pytest.mark.parametrize("branch", ["both", "text", "empty", "opposite"])
 def test_changed_branches_in_plain_guidance_are_a_negative_prompt(branch: Branch) -> None:
     effect = effect_of(NEGATIVE)
     (step, *_) = _steps(effect)
@@ -75,6 +77,16 @@ def test_in_its_own_branch_an_effect_does_not_depend_on_the_guidance_scale(edit:
     assert effect.changes(effect.branch, 3.0) == effect.changes(effect.branch, 7.5)
     others = {"both", "text"} - {effect.branch}
     assert all(effect.changes(branch, 3.0) != effect.changes(branch, 7.5) for branch in others)
+
+
+@given(w=st.floats(3.0, 7.5))
+def test_opposite_halves_lead_nearly_as_far_at_every_usual_guidance_scale(w: float) -> None:
+    for edit, exact in ((SLD, -w), (NEGATIVE, -(w - 1.0))):
+        text, empty = effect_of(edit).changes("opposite", 4.5)
+        assert text == -empty
+        assert (w * text + (1.0 - w) * empty) / exact == pytest.approx(1.0, abs=0.1)
+    with pytest.raises(ValueError, match="depend on the guidance scale"):
+        effect_of(SEGA).changes("opposite", w)
 
 
 def test_a_direction_away_is_a_negative_prompt_in_the_text_branch() -> None:

@@ -163,6 +163,40 @@ def test_both_halves_learn_together_what_each_of_them_takes_of_the_guidance(
     assert reading.guided.scales == pytest.approx((4.0, 4.0 * 2 / 3, 4.0 * 2 / 5))
 
 
+@pytest.mark.parametrize(("edit", "amount"), [(SLD, 0.6), (NEGATIVE, 0.4)], ids=["sld", "negative-prompt"])
+def test_opposite_halves_each_learn_about_half_and_count_for_as_much(
+    edit: dict[str, Any], amount: float
+) -> None:
+    (built,) = _spec({**edit, "branch": "opposite"}).edits
+    assert isinstance(built, Guide)
+    (reading,) = _lesson(built, 0).readings
+    assert reading.guided is not None
+    assert reading.guided.scales == pytest.approx((4.0, 4.0 * 2 / 3, 4.0 * 2 / 5))
+    assert -reading.change == reading.guided.empty == pytest.approx(amount, abs=0.06)
+    assert 0.2 < reading.guided.halves < 0.5
+
+
+def test_opposite_halves_come_nearer_to_the_original_than_the_base(telling_checkpoint: Path) -> None:
+    base = Checkpoint.open(telling_checkpoint)
+    longer = {"steps": 40, "learning_rate": 0.0003, "schedule": "cosine", "branch": "opposite"}
+    spec = _spec({**SLD, **longer})
+    context = _context(spec, base)
+    deltas = _pass_of(spec).run(spec.edits[:1], context).deltas
+    (edit,) = spec.edits
+    assert isinstance(edit, Guide)
+    request = _lesson(edit, spec.seed).request
+    assert isinstance(request, GuidedRequest)
+    teacher = GuidingTeacher(context)
+    held_out = teacher.bank(replace(request, plain=replace(request.plain, seed=99)))
+    add_deltas(teacher.unet, deltas)
+    prompts = teacher.encode(request.prompts)
+    for scale in (3, 5, 7.5):
+        (found,) = faithfulness(
+            teacher.unet, held_out, request.effect, teacher.unconditional, prompts, scale, bins=1
+        )
+        assert found.ratio < 0.9
+
+
 def test_an_empty_prompt_is_learned_at_guidance_1_too_where_it_shows_in_nothing() -> None:
     (edit,) = _spec({**NEGATIVE, "guidance_scale": 1, "branch": "empty"}).edits
     assert isinstance(edit, Guide)
