@@ -2,11 +2,13 @@
 
 For each case: the error of plain guided predictions against the teacher on banks that were not trained on, as
 a share of what the teacher changes, in bins of timesteps, for prompts of objects that were not learned on and
-for the learned prompts from other noise (`learned`); and how often oracles see the mark in pictures of
-the base, of the original at runtime and of the edited model, from the same noise. Rates are percents with
-their intervals; `baked_minus_runtime` are points over the same draws. `unmasked` is the error of an ideal
-student that adds the concepts' own directions e_s - e_0, in the best amount for each bin, and knows nothing
-of where in the picture the original adds them: what is below it has learned the mask.
+for the learned prompts from other noise (`learned`); and how often oracles see the mark in pictures of the
+base, of the original at runtime and of the edited model, from the same noise. Rates are percents with their
+intervals; `baked_minus_runtime` are points over the same draws. `drift` is how far pictures of preserved
+concepts, and of other prompts without the mark, move at guidance 5, in units of the distance between two
+seeds: the original moves both, the edit is to hold the first. `unmasked` is the error of an ideal student
+that adds the concepts' own directions e_s - e_0, in the best amount for each bin, and knows nothing of where
+in the picture the original adds them: what is below it has learned the mask.
 
 `toward` adds a mark instead of taking it away; `weighted` leads away from two marks with weights.
 
@@ -24,11 +26,22 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from guide_bench import Bench, difference, options, rate, run_cases, say  # noqa: E402 - the folder is no package
+from guide_bench import (  # noqa: E402 - the folder is no package
+    KEPT,
+    Bench,
+    difference,
+    moved,
+    options,
+    rate,
+    run_cases,
+    say,
+)
 
 from excise.miniature.vocabulary import OBJECTS, PROFESSIONS, SYNONYMS  # noqa: E402
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compiler.baselines import Baseline
     from compiler.passes import PassContext
     from editspec import Guide
@@ -141,8 +154,21 @@ def guided(bench: Bench, case: str) -> dict[str, Any]:
     gap = max(abs(found["baked_minus_runtime"][0]) for found in rates.values())
     return {
         "evals": record["evals"], "worst_bin": worst, "largest_gap": gap,
-        "unmasked": unmasked, "bins": bins, "rates": rates,
+        "unmasked": unmasked, "drift": _drift(bench, deltas, _original(built)), "bins": bins, "rates": rates,
     }  # fmt: skip
+
+
+def _drift(bench: Bench, deltas: dict[str, Tensor], original: Baseline) -> dict[str, dict[str, float]]:
+    """How far pictures move that nobody asked to change, at runtime and baked."""
+    found = {}
+    for what, prompts in (("preserved", [f"a photo of a {word}" for word in KEPT]), ("others", PLAIN)):
+        asked = bench.in_turn(prompts)
+        found[what] = {
+            "runtime": moved(bench, asked, 5.0, original=original),
+            "baked": moved(bench, asked, 5.0, deltas),
+        }
+    say(f"drift: {found}")
+    return found
 
 
 def _held_out(bench: Bench, context: PassContext, edit: Guide, prompts: Sequence[str]) -> Any:

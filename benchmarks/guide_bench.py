@@ -166,10 +166,17 @@ def difference(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> lis
     return [round(100 * part, 1) for part in (found.estimate, found.lower, found.upper)]
 
 
-def moved(bench: Bench, prompts: Sequence[str], scale: float, deltas: Mapping[str, Tensor]) -> float:
-    """How far the edit moves these pictures, in units of the distance between two seeds of the base."""
+def moved(
+    bench: Bench,
+    prompts: Sequence[str],
+    scale: float,
+    deltas: Mapping[str, Tensor] | None = None,
+    original: Baseline | None = None,
+) -> float:
+    """How far edit or original move these pictures, in units of the distance between the base's seeds."""
     base, other = bench.pictures(prompts, scale), bench.pictures(prompts, scale, later=50_000)
-    return round(_distance(base, bench.pictures(prompts, scale, deltas)) / _distance(base, other), 3)
+    found = bench.pictures(prompts, scale, deltas, original)
+    return round(_distance(base, found) / _distance(base, other), 3)
 
 
 def _distance(first: Images, second: Images) -> float:
