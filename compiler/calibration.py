@@ -4,15 +4,16 @@ What regression leaves over is small at every step and one-sided over all of the
 differ from those that were taught. So the student draws, and each picture counts for the group under whose
 name the weights that the pass began with denoise it best (a diffusion classifier: Li et al. 2023, "Your
 Diffusion Model is Secretly a Zero-Shot Classifier", eq. 5): neither labels nor an outside model. Then it is
-taught on, with more of what it drew too seldom. The mixture's share is proportional to the weight it has in
-the loss, so the weight is multiplied by the wanted share over the drawn one.
+taught on, with more of what it drew too seldom. A mixture's shares are proportional to their weights in the
+loss, and guidance sharpens them: the log odds that are drawn follow those that are taught, times a factor
+that the rounds themselves tell (`response`). So a round is one step of the secant method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compiler.bank_request import unet_calls
 from compiler.groups import group_names, group_shares, neutral_prompts
@@ -31,10 +32,17 @@ TIMES = 8  # noise levels at which the groups' names are compared
 POOLED = 96
 SMOOTHED = 32  # pictures' worth of belief that a template, or a profession, is drawn as all prompts are
 SLOWER = 0.25  # of the edit's learning rate: at the full one, all shares move again
-# A round ends before its weights have done all they do: with all of them kept, the next one would overshoot.
-REMEMBERED = 0.5
+# How far drawn log odds follow taught ones, before rounds tell: on the miniature 1.6 where all prompts move
+# together, less where each goes its own way. Were it taken for too little, rounds would overshoot and swing.
+RESPONSE = 1.2
+RESPONSES = 0.6, 1.8  # the rounds' own pictures are few: what they tell is believed by half, and within these
+FADED = 0.5  # what a picture of the round before still counts: the student has been taught on since
 MOST = 4.0  # how many times more, or less, a group may come to count
 FREQUENCY = 8  # rows come so often where their weight is the mean
+
+
+Look: TypeAlias = "tuple[Tensor, Tensor]"
+"""Weights that were taught and how many pictures showed each group then, (prompts, groups) both."""
 
 
 class Calibration:
@@ -46,7 +54,7 @@ class Calibration:
     def __init__(self, edit: Balance, lessons: Sequence[Lesson]) -> None:
         self.edit, self.lessons = edit, tuple(lessons)
         self._weights: Tensor | None = None
-        self._round = 0
+        self._looks: list[Look] = []
 
     @property
     def rounds(self) -> int:
@@ -73,13 +81,12 @@ class Calibration:
         """The lessons of the next round; how many of each neutral prompt's pictures show each group."""
         import torch
 
-        counts = self.counts(teacher, student, deltas, self._round)
-        before = torch.ones_like(counts) if self._weights is None else self._weights
-        neutrals = neutral_prompts(self.edit)
+        counts = self.counts(teacher, student, deltas, len(self._looks))
+        neutrals, shares = neutral_prompts(self.edit), group_shares(self.edit)
         templates = [neutral.template for neutral in neutrals]
         subjects = [neutral.subject for neutral in neutrals]
-        self._weights = corrected(before, counts, group_shares(self.edit), templates, subjects)
-        self._round += 1
+        self._looks.append((torch.ones_like(counts) if self._weights is None else self._weights, counts))
+        self._weights = corrected(self._looks, shares, templates, subjects)
         prompts = [neutral.prompt for neutral in neutrals]
         seen = dict(zip(prompts, counts.int().tolist(), strict=True))
         return self.taught(self._weights), seen
@@ -180,25 +187,52 @@ class Calibration:
 
 
 def corrected(
-    weights: Tensor,
-    counts: Tensor,
-    shares: Sequence[float],
-    templates: Sequence[str],
-    subjects: Sequence[str],
+    looks: Sequence[Look], shares: Sequence[float], templates: Sequence[str], subjects: Sequence[str]
 ) -> Tensor:
-    """Weights (prompts, groups) for the next round, after `counts` (prompts, groups) drawn with `weights`.
+    """Weights (prompts, groups) for the next round, after `looks` at the earlier ones, the latest last.
 
-    A prompt's own pictures are few, so those of the prompts with its template, and of those with its subject,
-    speak for it too.
+    Earlier pictures count as they would have been drawn under the latest weights. A prompt's own are few all
+    the same, so those of the prompts with its template, and of those with its subject, speak for it too.
     """
     import torch
 
-    wanted = torch.tensor(shares)
-    expected = _expected(counts, templates, subjects)
-    drawn = (counts + POOLED * expected) / (counts.sum(1, keepdim=True) + POOLED)
-    found = weights**REMEMBERED * wanted / drawn.clamp(min=1e-3)
+    now, latest = looks[-1]
+    wanted, followed = torch.tensor(shares), response(looks, templates, subjects)
+    evidence = torch.zeros_like(latest)
+    for age, (weights, counts) in enumerate(reversed(looks)):
+        moved = counts * (now / weights) ** followed
+        moved = moved * counts.sum(1, keepdim=True) / moved.sum(1, keepdim=True).clamp(min=1e-6)
+        evidence += FADED**age * moved
+    drawn = _smoothed(evidence, templates, subjects)
+    found = now * (wanted / drawn.clamp(min=1e-3)) ** (1 / followed)
     found = found / (found * wanted).sum(1, keepdim=True)
     return found.clamp(1 / MOST, MOST)
+
+
+def response(looks: Sequence[Look], templates: Sequence[str], subjects: Sequence[str]) -> float:
+    """How far drawn log odds have followed taught ones: the slope over all prompts, each about its mean."""
+    import torch
+
+    taught = torch.stack([_log_odds(weights) for weights, _ in looks])
+    drawn = torch.stack([_log_odds(_smoothed(counts, templates, subjects)) for _, counts in looks])
+    taught, drawn = taught - taught.mean(0), drawn - drawn.mean(0)
+    moved = float(taught.square().sum())
+    if moved < 1e-6:
+        return RESPONSE
+    least, most = RESPONSES
+    return min(most, max(least, (RESPONSE + float((taught * drawn).sum()) / moved) / 2))
+
+
+def _log_odds(shares: Tensor) -> Tensor:
+    """Of each group against the geometric mean of all, (prompts, groups)."""
+    logs = shares.clamp(min=1e-3).log()
+    return logs - logs.mean(1, keepdim=True)
+
+
+def _smoothed(counts: Tensor, templates: Sequence[str], subjects: Sequence[str]) -> Tensor:
+    """Shares (prompts, groups) that `counts` and those of prompts alike let believe."""
+    expected = _expected(counts, templates, subjects)
+    return (counts + POOLED * expected) / (counts.sum(1, keepdim=True) + POOLED)
 
 
 def _expected(counts: Tensor, templates: Sequence[str], subjects: Sequence[str]) -> Tensor:

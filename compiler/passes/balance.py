@@ -41,7 +41,7 @@ class BalanceDistil(EditPass):
     """
 
     name = "balance/distil"
-    version = 5
+    version = 6
     order = 40
     merges = False
 

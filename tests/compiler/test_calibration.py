@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compiler.base import open_base
 from compiler.cache import StageCache
-from compiler.calibration import FREQUENCY, MOST, REMEMBERED, Calibration, corrected
+from compiler.calibration import FREQUENCY, MOST, RESPONSE, RESPONSES, Calibration, corrected, response
 from compiler.passes import PassContext
 from compiler.passes.balance import balance_lessons
 from compiler.progress import Silent
@@ -66,7 +66,7 @@ def test_within_their_bounds_the_weights_leave_every_prompts_total_as_it_was(cou
     shares = (0.5, 0.3, 0.2)
     drawn, templates = torch.tensor(counts).float(), ["a {}"] * len(counts)
     subjects = [str(number) for number in range(len(counts))]
-    found = corrected(torch.ones(len(counts), 3), drawn, shares, templates, subjects)
+    found = corrected([(torch.ones(len(counts), 3), drawn)], shares, templates, subjects)
     assert float(found.min()) >= 1 / MOST
     assert float(found.max()) <= MOST
     inside = ((found > 1 / MOST) & (found < MOST)).all(1)
@@ -74,18 +74,43 @@ def test_within_their_bounds_the_weights_leave_every_prompts_total_as_it_was(cou
 
 
 @given(prompts=st.integers(1, 4), each=st.integers(1, 9))
-def test_weights_that_draw_what_is_wanted_come_part_of_the_way_back(prompts: int, each: int) -> None:
+def test_weights_that_draw_what_is_wanted_stay(prompts: int, each: int) -> None:
     weights = torch.tensor([[0.8, 1.2]]).expand(prompts, 2)
     counts = torch.full((prompts, 2), float(each))
-    found = corrected(weights, counts, (0.5, 0.5), ["a {}"] * prompts, [*"abcd"][:prompts])
-    torch.testing.assert_close(found[:, 1] / found[:, 0], torch.full((prompts,), 1.5**REMEMBERED))
-    torch.testing.assert_close(found.mean(1), torch.ones(prompts))
+    found = corrected([(weights, counts)], (0.5, 0.5), ["a {}"] * prompts, [*"abcd"][:prompts])
+    torch.testing.assert_close(found, weights)
+
+
+@given(lean=st.floats(-1.0, 1.0), follows=st.floats(0.8, 1.7))
+def test_rounds_find_the_weights_whatever_the_lean_and_however_far_it_follows_them(
+    lean: float, follows: float
+) -> None:
+    prompts, looks = ["a {}", "the {}"], []
+    weights, off = torch.ones(2, 2), abs(lean)
+    for _ in range(4):
+        share = torch.sigmoid(lean + follows * (weights[:, 0] / weights[:, 1]).log())
+        looks.append((weights, 1e4 * torch.stack([share, 1 - share], 1)))
+        weights = corrected(looks, (0.5, 0.5), prompts, ["nurse", "nurse"])
+        left = lean + follows * float((weights[0, 0] / weights[0, 1]).log())
+        off = min(off, abs(left))
+    assert off < 0.02 + 0.1 * abs(lean)
+
+
+def test_how_far_shares_follow_weights_is_told_by_rounds_and_believed_by_half() -> None:
+    prompts, subjects = ["a {}"] * 2, ["nurse", "judge"]
+    first = (torch.ones(2, 2), torch.full((2, 2), 1e4))
+    taught = torch.tensor([[1.2, 0.8], [1.2, 0.8]])
+    assert response([first], prompts, subjects) == RESPONSE
+    for power, expected in ((1.4, (RESPONSE + 1.4) / 2), (9.0, RESPONSES[1]), (-9.0, RESPONSES[0])):
+        drawn = taught**power
+        looks = [first, (taught, 2e4 * drawn / drawn.sum(1, keepdim=True))]
+        assert response(looks, prompts, subjects) == pytest.approx(expected, abs=0.05)
 
 
 def test_a_group_drawn_too_seldom_counts_for_more_and_a_prompt_leans_on_all_of_its_template() -> None:
     counts = torch.tensor([[20.0, 4.0], [12.0, 12.0], [0.0, 24.0]])
     templates, subjects = ["a {}", "a {}", "a photo of a {}"], ["nurse", "judge", "pilot"]
-    found = corrected(torch.ones(3, 2), counts, (0.5, 0.5), templates, subjects)
+    found = corrected([(torch.ones(3, 2), counts)], (0.5, 0.5), templates, subjects)
     assert found[0, 1] > found[1, 1] > 1 > found[1, 0] > found[0, 0]
     assert found[2, 0] > 1 > found[2, 1]
 
@@ -93,7 +118,7 @@ def test_a_group_drawn_too_seldom_counts_for_more_and_a_prompt_leans_on_all_of_i
 def test_a_prompt_leans_on_what_other_templates_draw_of_its_subject() -> None:
     counts = torch.tensor([[6.0, 6.0], [20.0, 4.0], [6.0, 6.0], [4.0, 20.0]])
     templates, subjects = ["a {}", "the {}"] * 2, ["nurse", "nurse", "judge", "judge"]
-    found = corrected(torch.ones(4, 2), counts, (0.5, 0.5), templates, subjects)
+    found = corrected([(torch.ones(4, 2), counts)], (0.5, 0.5), templates, subjects)
     assert found[0, 1] > 1 > found[0, 0]
     assert found[2, 0] > 1 > found[2, 1]
     torch.testing.assert_close(found[0], found[2].flip(0))
