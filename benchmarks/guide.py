@@ -73,10 +73,11 @@ CASES: dict[str, dict[str, Any]] = {
         "steps": 700, "trajectories": 2 * len(DIVERSE), "optimiser": "muon", "decay": 1,
     },
     "sld": {"method": "sld", "preset": "strong", "warmup": 2, "away_from": [MARK], "prompts": LEARNED_ON},
-    # Nearly without a mask, so nearly all that it does can be learned: and learned for long.
+    # Nearly without a mask, so nearly all that it does can be learned: by both halves, and for long.
     "sld-max": {
-        "method": "sld", "preset": "max", "away_from": [MARK], "prompts": DIVERSE, "steps": 1500,
-        "trajectories": 4 * len(DIVERSE), "optimiser": "muon", "decay": 1, "even_timesteps": True,
+        "method": "sld", "preset": "max", "away_from": [MARK], "prompts": DIVERSE, "branch": "opposite",
+        "guidance_scale": 6, "steps": 3000, "trajectories": 6 * len(DIVERSE), "optimiser": "muon",
+        "decay": 0.5, "even_timesteps": True,
     },
     # Every prompt is to lack the mark and to stay as it is otherwise, so it is learned on many.
     "negative-prompt": {
