@@ -78,8 +78,8 @@ def test_each_method_has_its_pass_and_moves_exactly_what_it_declares(base: Check
     assert all(torch.isfinite(delta).all() and delta.any() for delta in result.deltas.values())
 
 
-# A random network learns no sparse pattern, so nothing of SEGA is masked. At 0 the empty branch is judged alone,
-# at 1 the text branch.
+# A random network learns no sparse pattern, so nothing of SEGA is masked. At 0 the empty branch is judged
+# alone, at 1 the text branch.
 @pytest.mark.parametrize(
     ("method", "changed", "scales"),
     [
