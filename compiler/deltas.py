@@ -65,6 +65,11 @@ def added(upstream: Mapping[str, torch.Tensor], deltas: Mapping[str, torch.Tenso
     return total
 
 
+def between(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], share: float) -> Deltas:
+    """`share` of the way from the first to the second, of the same tensors: 0 is the first, 1 the second."""
+    return {name: torch.lerp(first[name], second[name], share) for name in second}
+
+
 def parts(runs: Sequence[Mapping[str, torch.Tensor]]) -> Deltas:
     """Each run's own change of every tensor that several runs moved, as `<run>.<tensor>`, runs from 0.
 

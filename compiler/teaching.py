@@ -45,9 +45,10 @@ def teach(
 
     The student starts where earlier passes left the weights. What `mining` finds is kept too. Where the empty
     prompt learns something, what is kept is held in guided predictions at the scales `together`. `rounds` go
-    on from there. Raises InputError where training diverges.
+    on from there; each leaves the weights somewhere about what it aims at, so the result is their mean, later
+    rounds counting for more (k for the k-th). Raises InputError where training diverges.
     """
-    from compiler.deltas import added
+    from compiler.deltas import added, between
     from compiler.distil import DistilSettings, Diverged, distil, summary
     from compiler.guided_bank import GuidingTeacher
     from compiler.judging import changed
@@ -82,6 +83,7 @@ def teach(
     )
     evals = training_evals(edit, every) + (training_evals(edit, every, rounds) if rounds else 0)
     deltas: dict[str, Tensor] = {}
+    settled: dict[str, Tensor] = {}
     curve: dict[str, list[float]] = {}
     seen = []
     with context.progress.task(f"distil {edit.id}", evals) as task:
@@ -108,6 +110,7 @@ def teach(
                     f"{pointer}/learning_rate", what, "choose a smaller learning_rate"
                 ) from error
             deltas = added(deltas, done.deltas)
+            settled = between(settled, deltas, 2 / (turn + 1)) if turn > 1 else deltas
             for name, losses in done.curve.items():
                 curve.setdefault(name, []).extend(losses)
     looking = rounds.evals(context.checkpoint.config("scheduler")) if rounds else 0
@@ -120,7 +123,7 @@ def teach(
         "loss": summary(curve),
         **({"rounds": seen} if seen else {}),
     }
-    return PassResult(deltas, record)
+    return PassResult(settled, record)
 
 
 def predicted_before(

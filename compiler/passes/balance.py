@@ -41,7 +41,7 @@ class BalanceDistil(EditPass):
     """
 
     name = "balance/distil"
-    version = 6
+    version = 7
     order = 40
     merges = False
 

@@ -89,3 +89,10 @@ def test_statistics_tell_how_far_a_tensor_moved() -> None:
     assert found["max_abs"] == 4.0
     assert (found["changed"], found["parameters"]) == (2, 3)
     assert deltas.statistics("a", torch.ones(1), torch.zeros(1))["relative"] is None
+
+
+def test_between_two_changes_lies_a_share_of_the_way() -> None:
+    first, second = {"a.weight": torch.zeros(2, 3)}, {"a.weight": torch.full((2, 3), 4.0)}
+    for share, expected in ((0.0, 0.0), (0.25, 1.0), (1.0, 4.0)):
+        found = deltas.between(first, second, share)
+        torch.testing.assert_close(found["a.weight"], torch.full((2, 3), expected))

@@ -153,6 +153,28 @@ def test_the_run_takes_the_evals_that_were_planned_and_gives_the_same_bits_twice
     assert all(torch.equal(second.deltas[name], delta) for name, delta in first.deltas.items())
 
 
+def test_calibrated_weights_are_the_mean_of_the_rounds_later_ones_counting_for_more(
+    base: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compiler import distil
+
+    changes: list[dict[str, torch.Tensor]] = []
+    trained = distil.distil
+
+    def remembering(*arguments: Any, **named: Any) -> Any:
+        done = trained(*arguments, **named)
+        changes.append(done.deltas)
+        return done
+
+    monkeypatch.setattr(distil, "distil", remembering)
+    found = _run(_spec({**FAIR, "calibrate": 3}), base).deltas
+    assert len(changes) == 4
+    for name, delta in found.items():
+        reached = torch.stack([one[name] for one in changes]).cumsum(0)
+        expected = (reached[1] + 2 * reached[2] + 3 * reached[3]) / 6
+        torch.testing.assert_close(delta, expected)
+
+
 def test_a_prompt_that_names_a_group_is_kept_along_the_same_trajectories() -> None:
     (edit,) = _spec({**FAIR, "shares": [0.75, 0.25], "keep_weight": 2.0}).edits
     assert isinstance(edit, Balance)
