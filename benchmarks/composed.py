@@ -23,7 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import numpy as np  # noqa: E402
-from guide_bench import Bench, difference, options, rate, say, show  # noqa: E402 - the folder is no package
+from guide_bench import (  # noqa: E402 - the folder is no package
+    UNSEEN,
+    Bench,
+    difference,
+    options,
+    rate,
+    say,
+    show,
+)
 
 from compiler.deviation import deviation  # noqa: E402
 
@@ -34,7 +42,6 @@ if TYPE_CHECKING:
 
 SPEC = ROOT / "examples" / "composed.json"
 SCALE = 5.0
-UNSEEN = ("boat", "fish", "moon")
 
 Seen = Callable[["Verdicts"], np.ndarray[Any, Any]]
 

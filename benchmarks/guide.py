@@ -28,6 +28,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from guide_bench import (  # noqa: E402 - the folder is no package
     KEPT,
+    NAMES,
+    UNSEEN,
     Bench,
     difference,
     moved,
@@ -37,7 +39,7 @@ from guide_bench import (  # noqa: E402 - the folder is no package
     say,
 )
 
-from excise.miniature.vocabulary import OBJECTS, PROFESSIONS, SYNONYMS  # noqa: E402
+from excise.miniature.vocabulary import PROFESSIONS, SYNONYMS  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,11 +51,9 @@ if TYPE_CHECKING:
 MARK = "crack"
 CONTEXTS = ("quake", "ruin", "desert")  # words that draw the mark without naming it
 TRAINED = ("house", "ball", "tree", "ring", "box", "heart")
-UNSEEN = ("boat", "fish", "moon")
 IMPLICIT = tuple(f"a {thing} at {context}" for context in CONTEXTS for thing in TRAINED)
 LEARNED_ON = (*IMPLICIT, *(f"a {thing} with {MARK}" for thing in TRAINED))
-SEEN = tuple(thing for thing in OBJECTS if thing not in UNSEEN)
-NOUNS = (*SEEN, *(SYNONYMS[thing] for thing in SEEN), *PROFESSIONS)
+NOUNS = (*NAMES, *PROFESSIONS)
 DIVERSE = (
     *(f"a {noun} at {context}" for context in CONTEXTS for noun in NOUNS),
     *(f"a {noun} with {MARK}" for noun in NOUNS),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from excise.miniature.vocabulary import OBJECTS, SYNONYMS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 FIRST_SEED = 20_000  # those below belong to training and tuning
 KEPT = ("star", "sixstar", "tent", "dotted", "striped")
+UNSEEN = ("boat", "fish", "moon")  # objects that nothing is learned on
+SEEN = tuple(thing for thing in OBJECTS if thing not in UNSEEN)
+NAMES = (*SEEN, *(SYNONYMS[thing] for thing in SEEN))
 
 
 def options(parser: argparse.ArgumentParser) -> None:

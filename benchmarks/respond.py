@@ -20,14 +20,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import numpy as np  # noqa: E402
-from guide_bench import Bench, moved, options, rate, say, show  # noqa: E402 - the folder is no package
+from guide_bench import (  # noqa: E402 - the folder is no package
+    NAMES,
+    UNSEEN,
+    Bench,
+    moved,
+    options,
+    rate,
+    say,
+    show,
+)
 
-from excise.miniature.vocabulary import OBJECTS, SYNONYMS  # noqa: E402
+from excise.miniature.vocabulary import OBJECTS  # noqa: E402
 
 CONTEXTS = {"crack": ("quake", "ruin"), "spill": ("crime", "kitchen")}
-UNSEEN = ("boat", "fish", "moon")
-SEEN = tuple(thing for thing in OBJECTS if thing not in UNSEEN)
-NOUNS = (*SEEN, *(SYNONYMS[thing] for thing in SEEN))  # what is held for many stays for others
 LEARNING = {
     "steps": 1500, "trajectories": 432, "batch": 20, "learning_rate": 1e-2, "schedule": "cosine",
     "optimiser": "muon", "sampling_steps": 15, "timesteps": 15, "selection": "cross-attention-kv",
@@ -45,7 +51,7 @@ def obeyed(bench: Bench) -> dict[str, Any]:
         }
         for mark in CONTEXTS
     ]
-    prompts = [f"a {thing} at {word}" for words in CONTEXTS.values() for word in words for thing in NOUNS]
+    prompts = [f"a {thing} at {word}" for words in CONTEXTS.values() for word in words for thing in NAMES]
     edit = {"edit": "respond", "phrases": phrases, "prompts": prompts, **LEARNING}
     deltas, record = bench.compiled(bench.context(edit))
     found: dict[str, Any] = {"evals": record["evals"]}
