@@ -35,7 +35,8 @@ SLOWER = 0.25  # of the edit's learning rate: at the full one, all shares move a
 # How far drawn log odds follow taught ones, before rounds tell: on the miniature 1.6 where all prompts move
 # together, less where each goes its own way. Were it taken for too little, rounds would overshoot and swing.
 RESPONSE = 1.2
-RESPONSES = 0.6, 1.8  # the rounds' own pictures are few: what they tell is believed by half, and within these
+RESPONSES = 0.6, 1.8  # what rounds tell is believed within these, and as far as weights have moved: shares
+BELIEF = 0.16  # move by chance too. As much movement, summed over looks and groups, says as much as RESPONSE.
 FADED = 0.5  # what a picture of the round before still counts: the student has been taught on since
 MOST = 4.0  # how many times more, or less, a group may come to count
 FREQUENCY = 8  # rows come so often where their weight is the mean
@@ -216,11 +217,10 @@ def response(looks: Sequence[Look], templates: Sequence[str], subjects: Sequence
     taught = torch.stack([_log_odds(weights) for weights, _ in looks])
     drawn = torch.stack([_log_odds(_smoothed(counts, templates, subjects)) for _, counts in looks])
     taught, drawn = taught - taught.mean(0), drawn - drawn.mean(0)
-    moved = float(taught.square().sum())
-    if moved < 1e-6:
-        return RESPONSE
+    believed = BELIEF * len(subjects)
+    slope = (taught * drawn).sum() + believed * RESPONSE
     least, most = RESPONSES
-    return min(most, max(least, (RESPONSE + float((taught * drawn).sum()) / moved) / 2))
+    return min(most, max(least, float(slope / (taught.square().sum() + believed))))
 
 
 def _log_odds(shares: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class BalanceDistil(EditPass):
     """
 
     name = "balance/distil"
-    version = 7
+    version = 8
     order = 40
     merges = False
 

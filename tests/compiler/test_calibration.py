@@ -96,15 +96,21 @@ def test_rounds_find_the_weights_whatever_the_lean_and_however_far_it_follows_th
     assert off < 0.02 + 0.1 * abs(lean)
 
 
-def test_how_far_shares_follow_weights_is_told_by_rounds_and_believed_by_half() -> None:
+def test_how_far_shares_follow_weights_is_told_by_rounds_the_more_the_further_these_moved() -> None:
     prompts, subjects = ["a {}"] * 2, ["nurse", "judge"]
     first = (torch.ones(2, 2), torch.full((2, 2), 1e4))
-    taught = torch.tensor([[1.2, 0.8], [1.2, 0.8]])
-    assert response([first], prompts, subjects) == RESPONSE
-    for power, expected in ((1.4, (RESPONSE + 1.4) / 2), (9.0, RESPONSES[1]), (-9.0, RESPONSES[0])):
+    assert response([first], prompts, subjects) == pytest.approx(RESPONSE)
+
+    def told(ratio: float, power: float) -> float:
+        taught = torch.tensor([[ratio**0.5, ratio**-0.5]] * 2)
         drawn = taught**power
         looks = [first, (taught, 2e4 * drawn / drawn.sum(1, keepdim=True))]
-        assert response(looks, prompts, subjects) == pytest.approx(expected, abs=0.05)
+        return response(looks, prompts, subjects)
+
+    assert RESPONSE < told(1.2, 1.7) < told(3.0, 1.7) < 1.7
+    assert RESPONSE > told(1.2, 0.7) > told(3.0, 0.7) > 0.7
+    assert told(1.2, 1.7) == pytest.approx(RESPONSE, abs=0.05)
+    assert (told(3.0, 9.0), told(3.0, -9.0)) == RESPONSES[::-1]
 
 
 def test_a_group_drawn_too_seldom_counts_for_more_and_a_prompt_leans_on_all_of_its_template() -> None:
