@@ -86,14 +86,13 @@ def test_rounds_find_the_weights_whatever_the_lean_and_however_far_it_follows_th
     lean: float, follows: float
 ) -> None:
     prompts, looks = ["a {}", "the {}"], []
-    weights, off = torch.ones(2, 2), abs(lean)
+    weights = torch.ones(2, 2)
     for _ in range(4):
         share = torch.sigmoid(lean + follows * (weights[:, 0] / weights[:, 1]).log())
         looks.append((weights, 1e4 * torch.stack([share, 1 - share], 1)))
         weights = corrected(looks, (0.5, 0.5), prompts, ["nurse", "nurse"])
-        left = lean + follows * float((weights[0, 0] / weights[0, 1]).log())
-        off = min(off, abs(left))
-    assert off < 0.02 + 0.1 * abs(lean)
+    left = lean + follows * float((weights[0, 0] / weights[0, 1]).log())
+    assert abs(left) < 0.02 + 0.1 * abs(lean)
 
 
 def test_how_far_shares_follow_weights_is_told_by_rounds_the_more_the_further_these_moved() -> None:
