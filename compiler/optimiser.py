@@ -15,6 +15,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from compiler.muon import Muon
+
 OptimiserKind: TypeAlias = Literal["adam", "muon"]
 
 
@@ -26,26 +28,19 @@ class Optimiser:
         # A convolution is learned as the matrix (out, everything else), which shares its storage.
         self._shaped = [(weight, nn.Parameter(weight.detach().view(len(weight), -1))) for weight in shaped]
         others = [weight for weight in weights if kind == "adam" or weight.ndim < 2]
-        self._parts: list[torch.optim.Optimizer] = []
-        if others:
-            self._parts.append(torch.optim.Adam(others, lr=learning_rate, fused=True))
-        if self._shaped:
-            matrices = [matrix for _, matrix in self._shaped]
-            muon = torch.optim.Muon(
-                matrices, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-            )
-            self._parts.append(muon)
+        self._adam = torch.optim.Adam(others, lr=learning_rate, fused=True) if others else None
+        self._muon = Muon([matrix for _, matrix in self._shaped])
 
     def step(self, learning_rate: float) -> None:
         """Change the weights by their gradients, at this rate, and forget the gradients."""
         for weight, matrix in self._shaped:
             matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
             weight.grad = None
-        for part in self._parts:
-            for group in part.param_groups:
-                group["lr"] = learning_rate
-            part.step()
-            part.zero_grad(set_to_none=True)
+        self._muon.step(learning_rate)
+        if self._adam:
+            self._adam.param_groups[0]["lr"] = learning_rate
+            self._adam.step()
+            self._adam.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()

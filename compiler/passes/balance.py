@@ -41,7 +41,7 @@ class BalanceDistil(EditPass):
     """
 
     name = "balance/distil"
-    version = 8
+    version = 9
     order = 40
     merges = False
 
