@@ -45,9 +45,10 @@ def orthogonal(matrix: Tensor) -> Tensor:
     found: Tensor = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
     tall = len(found) > found.shape[1]
     found = found.T if tall else found  # the smaller Gram matrix
-    found = found / found.norm().clamp(min=1e-7)
+    found = (found / found.norm().clamp(min=1e-7)).contiguous()
     linear, cubic, quintic = QUINTIC
     for _ in range(TURNS):
         gram = found @ found.T
-        found = linear * found + (cubic * gram + quintic * gram @ gram) @ found
+        of_gram = torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        found = torch.addmm(found, of_gram, found, beta=linear)
     return found.T if tall else found
