@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -176,13 +177,14 @@ PARTS: dict[str, Any] = {
 }
 
 
-def sibling(name: str) -> dict[str, Any]:
-    """The figures of another benchmark of this folder, run with its own defaults."""
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--json"]
+def sibling(line: str) -> dict[str, Any]:
+    """The figures of another benchmark of this folder: its name and arguments, if any, as in a shell."""
+    name, *arguments = shlex.split(line)
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         lines = list(running.stdout or ())
     if running.returncode:
-        raise SystemExit(f"{name}.py failed with {running.returncode}")
+        raise SystemExit(f"{line}: failed with {running.returncode}")
     figures: dict[str, Any] = json.loads(lines[-1])
     return figures
 
@@ -208,7 +210,8 @@ def main() -> None:
     parser.add_argument("--published-pictures", type=int, default=PUBLISHED_PICTURES)
     parser.add_argument("--first-seed", type=int, default=40_000, help="under 20,000 for tuning alone")
     parser.add_argument("--parts", default=",".join(PARTS), help="which figures, with commas")
-    parser.add_argument("--also", default="", help="benchmarks whose figures to add: guide,balance,respond")
+    also = "figures to add, such as 'guide sld-max --trials 36'; again for balance, respond, composed"
+    parser.add_argument("--also", action="append", default=[], metavar="'NAME [ARGUMENT ...]'", help=also)
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
     arguments.scales = [float(scale) for scale in arguments.scales.split(",")]
@@ -221,7 +224,7 @@ def main() -> None:
         figures[part] = PARTS[part](bench)
         if part != "rates":
             print(f"{part}: {json.dumps(figures[part])}", flush=True)
-    figures |= {name: sibling(name) for name in arguments.also.split(",") if name}
+    figures |= {line: sibling(line) for line in arguments.also}
     if arguments.json:
         print(json.dumps(figures))
 
