@@ -233,7 +233,7 @@ class Balance:
     schedule: Schedule = "constant"
     optimiser: Optimiser = "adam"
     decay: float = 0.0
-    decided: float = 0.2
+    decided: float | None = None
     calibrate: int = 0
     keep_weight: float = 1.0
 

@@ -10,10 +10,12 @@ to this x_t, weighted by their shares: the velocity of the mixture, which draws 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compiler.bank_request import BankRequest
 from compiler.calibration import Calibration
+from compiler.deciding import UNKNOWN, deciding_evals, doubts, share_open
 from compiler.groups import group_names, group_shares, neutral_prompts
 from compiler.lessons import Lesson, Reading, held, lessons_cost, quarter, too_few, too_long
 from compiler.mining import Mining, edited_words, mining_of
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
     from editspec import Edit, EditSpec
 
 
-# Which group is drawn is decided while the prediction for a neutral prompt still lies between theirs: of 15
-# steps on the miniature "zan" or "zin" in the first two, the tone of the skin by the ninth (`decided`).
-EARLY_TIMES = 8
+EARLY_TIMES = (
+    8  # where it is open which group is drawn, the prediction for a neutral prompt lies between theirs
+)
 
 
 class BalanceDistil(EditPass):
@@ -41,7 +43,7 @@ class BalanceDistil(EditPass):
     """
 
     name = "balance/distil"
-    version = 9
+    version = 10
     order = 40
     merges = False
 
@@ -76,19 +78,37 @@ class BalanceDistil(EditPass):
         edit = _only(edits)
         targets = self.targets(edits, checkpoint.weights("unet").entries)
         lessons = balance_lessons(edit, spec.seed)
-        return lessons_cost(edit, lessons, spec, checkpoint, targets, rounds=Calibration(edit, lessons))
+        cost = lessons_cost(edit, lessons, spec, checkpoint, targets, rounds=Calibration(edit, lessons))
+        if edit.decided is not None:
+            return cost
+        return replace(cost, evals=cost.evals + deciding_evals(edit, checkpoint.config("scheduler")))
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
         edit = _only(edits)
         targets = self.targets(edits, context.checkpoint.weights("unet").entries)
-        lessons = balance_lessons(edit, context.spec.seed)
+        decided, facts = _decided(edit, context)
+        lessons = balance_lessons(edit, context.spec.seed, decided)
         mining = self.mining(edits, context.spec)[edit.id]
         result = teach(edit, lessons, targets, mining, context, rounds=Calibration(edit, lessons))
         shares = dict(zip(group_names(edit), group_shares(edit), strict=True))
-        return PassResult(result.deltas, {**result.record, "shares": shares})
+        evals = result.record["evals"] + facts.pop("evals", 0)
+        return PassResult(result.deltas, {**result.record, "evals": evals, "shares": shares, **facts})
 
 
-def balance_lessons(edit: Balance, seed: int) -> tuple[Lesson, ...]:
+def _decided(edit: Balance, context: PassContext) -> tuple[float, dict[str, Any]]:
+    """The share of trajectories in which it is open who is drawn, given or measured; facts of measuring."""
+    if edit.decided is not None:
+        return edit.decided, {}
+    from compiler.teacher import Teacher
+
+    evals = deciding_evals(edit, context.checkpoint.config("scheduler"))
+    with context.progress.task(f"when groups are decided, {edit.id}", evals) as task:
+        doubt = doubts(edit, Teacher(context), task.advance)
+    decided = share_open(doubt)
+    return decided, {"evals": evals if doubt else 0, "decided": round(decided, 4), "doubt": doubt}
+
+
+def balance_lessons(edit: Balance, seed: int, decided: float = UNKNOWN) -> tuple[Lesson, ...]:
     """One lesson for each group. Shares are weights of the loss, so any shares are met exactly."""
     neutrals, groups = neutral_prompts(edit), group_names(edit)
     lessons = []
@@ -98,9 +118,7 @@ def balance_lessons(edit: Balance, seed: int) -> tuple[Lesson, ...]:
         batch = -(-edit.batch // len(groups))
         neutral = tuple((neutral.prompt,) for neutral in neutrals)
         name = f"neutral: {group}"
-        learned = Reading(
-            name, neutral, tuple(named), share, batch, early=EARLY_TIMES, early_share=edit.decided
-        )
+        learned = Reading(name, neutral, tuple(named), share, batch, early=EARLY_TIMES, early_share=decided)
         readings = [learned]
         if edit.keep_weight:
             kept = share * edit.keep_weight

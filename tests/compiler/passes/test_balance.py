@@ -76,10 +76,10 @@ def _lean(one: torch.Tensor, other: torch.Tensor, found: torch.Tensor) -> float:
 def test_a_neutral_prompt_learns_most_where_its_group_is_decided(
     decided: float, steps: int, base: Checkpoint
 ) -> None:
-    spec = _spec({**FAIR, "sampling_steps": 10, "timesteps": 10, "decided": decided})
+    spec = _spec({**FAIR, "sampling_steps": 10, "timesteps": 10})
     (edit,) = spec.edits
     assert isinstance(edit, Balance)
-    lesson = balance_lessons(edit, 7)[0]
+    lesson = balance_lessons(edit, 7, decided)[0]
     teacher = Teacher(_context(spec, base))
     bank = teacher.bank(lesson.request)  # type: ignore[arg-type]
     texts = lesson.student_prompts
