@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from editspec import Balance
 
 NOISES = 24  # spread over the neutral prompts, each under every group
-DOUBT = 0.1  # of the doubt before the first step: a group is decided where less is left
+DOUBT = 0.04  # of the doubt before the first step: a group is decided where less is left
 UNKNOWN = 0.2  # where the noise schedule is not known: right for who is drawn, early in every trajectory
 
 

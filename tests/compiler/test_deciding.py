@@ -12,7 +12,7 @@ from scipy import integrate, stats
 
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
-from compiler.deciding import _wrong, deciding_evals, doubts, share_open
+from compiler.deciding import DOUBT, _wrong, deciding_evals, doubts, share_open
 from compiler.passes import PassContext
 from compiler.progress import Silent
 from compiler.teacher import Teacher
@@ -81,8 +81,8 @@ def test_the_open_share_ends_before_the_first_step_without_doubt(later: list[flo
     doubt = [1.0, *later]
     steps = round(share_open(doubt) * len(doubt))
     assert 1 <= steps <= len(doubt)
-    assert all(one >= 0.1 for one in doubt[:steps])
-    assert steps == len(doubt) or doubt[steps] < 0.1
+    assert all(one >= DOUBT for one in doubt[:steps])
+    assert steps == len(doubt) or doubt[steps] < DOUBT
 
 
 def test_without_a_noise_schedule_it_is_the_share_of_who_is_drawn() -> None:
