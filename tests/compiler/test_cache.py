@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ JSON = st.recursive(
 )
 
 
-def words(text: str):
+def words(text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / "words.txt").write_text(text, "utf-8")
 
 

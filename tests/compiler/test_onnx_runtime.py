@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ print(session.run(None, {"x": __import__("numpy").ones(1, "float32")})[0])
 """
 
 
-def test_a_run_leaves_no_trace_in_the_users_home(tmp_path):
+def test_a_run_leaves_no_trace_in_the_users_home(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")} | home
@@ -32,7 +33,7 @@ def test_a_run_leaves_no_trace_in_the_users_home(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_library_is_told_with_its_remedy(monkeypatch):
+def test_a_missing_library_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"excise\[onnx\]"):
         onnxruntime()

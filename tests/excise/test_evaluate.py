@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,13 +14,16 @@ from compiler.gates import run_gates
 from editspec import load_spec
 from excise.cli import run
 
+Copy = Callable[[Path], Path]
+Build = Callable[..., Path]
+
 SHORT = {"steps": 1, "guidance_scale": 1.0, "prompts": ["a {}"]}
 KEPT = {"gate": "preserved", "concepts": ["moon"], "max_loss": 0.2, **SHORT}
 ERASED = {"gate": "erased", "concept": "star", "max_rate": 0.2, **SHORT}
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory):
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier that sees a star and a moon in every picture."""
     import torch
     from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetForImageClassification
@@ -39,10 +45,10 @@ def judge(tmp_path_factory):
 
 
 @pytest.fixture
-def artifact_with(tiny_checkpoint, judge, copy_of, tmp_path):
+def artifact_with(tiny_checkpoint: Path, judge: Path, copy_of: Copy, tmp_path: Path) -> Build:
     """Builds an artifact that changed nothing, with these gates in its spec and their results recorded."""
 
-    def build(*gates):
+    def build(*gates: dict[str, Any]) -> Path:
         document = {
             "editspec": 1,
             "name": "proof",
@@ -64,7 +70,9 @@ def artifact_with(tiny_checkpoint, judge, copy_of, tmp_path):
     return build
 
 
-def test_gates_that_hold_exit_with_0_and_repeat_what_was_recorded(artifact_with, capsys):
+def test_gates_that_hold_exit_with_0_and_repeat_what_was_recorded(
+    artifact_with: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = artifact_with(KEPT)
     assert run(["evaluate", str(folder), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -72,14 +80,18 @@ def test_gates_that_hold_exit_with_0_and_repeat_what_was_recorded(artifact_with,
     assert report["repeats_record"] is True
 
 
-def test_a_failed_gate_exits_with_3_and_prints_one_object(artifact_with, capsys):
+def test_a_failed_gate_exits_with_3_and_prints_one_object(
+    artifact_with: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = artifact_with(KEPT, ERASED)
     assert run(["evaluate", str(folder), "--json"]) == 3
     report = json.loads(capsys.readouterr().out)
     assert [gate["passed"] for gate in report["gates"]] == [True, False]
 
 
-def test_people_get_a_table_with_verdicts_and_reasons(artifact_with, capsys, tmp_path):
+def test_people_get_a_table_with_verdicts_and_reasons(
+    artifact_with: Build, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     folder = artifact_with(KEPT, ERASED)
     before = sorted(folder.rglob("*"))
     grid = tmp_path / "look.png"
@@ -93,7 +105,9 @@ def test_people_get_a_table_with_verdicts_and_reasons(artifact_with, capsys, tmp
     assert sorted(folder.rglob("*")) == before
 
 
-def test_another_spec_may_bring_other_gates(artifact_with, tmp_path, capsys):
+def test_another_spec_may_bring_other_gates(
+    artifact_with: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = artifact_with(KEPT)
     document = json.loads((folder / SPEC).read_text())
     other = tmp_path / "other.json"
@@ -104,17 +118,23 @@ def test_another_spec_may_bring_other_gates(artifact_with, tmp_path, capsys):
     assert report["repeats_record"] is None
 
 
-def test_another_base_than_the_artifacts_own_is_refused(artifact_with, tiny_checkpoint_fp16, capsys):
+def test_another_base_than_the_artifacts_own_is_refused(
+    artifact_with: Build, tiny_checkpoint_fp16: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = artifact_with(KEPT)
     assert run(["evaluate", str(folder), "--base", str(tiny_checkpoint_fp16)]) == 2
     assert "is not the base that this artifact was made from" in capsys.readouterr().err
 
 
-def test_an_artifact_without_gates_has_nothing_to_evaluate(artifact_with, capsys):
+def test_an_artifact_without_gates_has_nothing_to_evaluate(
+    artifact_with: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["evaluate", str(artifact_with())]) == 2
     assert "the spec has no gates" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_artifact_is_bad_input(tiny_checkpoint, capsys):
+def test_a_folder_that_is_no_artifact_is_bad_input(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["evaluate", str(tiny_checkpoint)]) == 2
     assert "not an artifact of Excise" in capsys.readouterr().err

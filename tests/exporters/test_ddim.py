@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_lin
     ],
 )
 @pytest.mark.parametrize("steps", [1, 7, 50])
-def test_every_step_is_the_one_of_diffusers(config, steps):
+def test_every_step_is_the_one_of_diffusers(config: dict[str, Any], steps: int) -> None:
     theirs = DDIMScheduler.from_config(config)
     theirs.set_timesteps(steps)
     ours = Ddim.from_config(config, steps)
@@ -40,7 +42,7 @@ def test_every_step_is_the_one_of_diffusers(config, steps):
         latents = expected.clamp(-5, 5)
 
 
-def test_a_schedule_that_nobody_knows_is_refused_by_name():
+def test_a_schedule_that_nobody_knows_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="noise schedule 'sigmoid'"):
         Ddim.from_config({"beta_schedule": "sigmoid"}, 10)
     with pytest.raises(InputError, match="2000 is not between 1 and 1000"):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,12 @@ from compiler.checkpoint import Checkpoint
 from editspec import InputError
 from exporters.half import export_fp16
 
+Copy = Callable[[Path], Path]
 
-def test_every_weight_is_the_nearest_fp16_number_and_stock_diffusers_loads_it(tiny_checkpoint, tmp_path):
+
+def test_every_weight_is_the_nearest_fp16_number_and_stock_diffusers_loads_it(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     from diffusers import StableDiffusionPipeline
 
     facts = export_fp16(Checkpoint.open(tiny_checkpoint), tmp_path / "half")
@@ -28,7 +34,9 @@ def test_every_weight_is_the_nearest_fp16_number_and_stock_diffusers_loads_it(ti
     assert loaded.unet.dtype == torch.float16
 
 
-def test_shards_stay_shards_and_their_index_counts_the_new_bytes(tiny_checkpoint, copy_of, tmp_path):
+def test_shards_stay_shards_and_their_index_counts_the_new_bytes(
+    tiny_checkpoint: Path, copy_of: Copy, tmp_path: Path
+) -> None:
     from diffusers import UNet2DConditionModel
 
     folder = copy_of(tiny_checkpoint)
@@ -41,7 +49,9 @@ def test_shards_stay_shards_and_their_index_counts_the_new_bytes(tiny_checkpoint
     assert Checkpoint.open(tmp_path / "half").weights("unet").entries["conv_in.weight"].dtype == "F16"
 
 
-def test_a_number_beyond_fp16_is_refused_by_name_and_nothing_is_left(tiny_checkpoint, copy_of, tmp_path):
+def test_a_number_beyond_fp16_is_refused_by_name_and_nothing_is_left(
+    tiny_checkpoint: Path, copy_of: Copy, tmp_path: Path
+) -> None:
     folder = copy_of(tiny_checkpoint)
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)
@@ -53,7 +63,7 @@ def test_a_number_beyond_fp16_is_refused_by_name_and_nothing_is_left(tiny_checkp
     assert not list(tmp_path.glob(".half*"))
 
 
-def test_only_an_earlier_export_is_replaced(tiny_checkpoint, copy_of, tmp_path):
+def test_only_an_earlier_export_is_replaced(tiny_checkpoint: Path, copy_of: Copy, tmp_path: Path) -> None:
     checkpoint, out = Checkpoint.open(tiny_checkpoint), tmp_path / "half"
     export_fp16(checkpoint, out)
     with pytest.raises(InputError, match="exists already"):

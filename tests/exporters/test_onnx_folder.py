@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,29 +16,32 @@ import exporters.onnx_graphs
 from compiler.checkpoint import Checkpoint
 from compiler.generate import Draw, Sampler, Sampling
 from editspec import GateFailed, InputError
-from exporters.onnx_folder import export_onnx
+from exporters.onnx_folder import OnnxExport, export_onnx
 from exporters.onnx_graphs import graphs, write_graph
 from exporters.onnx_sampler import Model, OnnxSampler, is_onnx_folder, providers_for
+
+Copy = Callable[[Path], Path]
+Exported = tuple[Path, OnnxExport]
 
 DRAW = Draw("a red star", 7)
 
 
 @pytest.fixture(scope="module")
-def exported(shallow_checkpoint, tmp_path_factory):
+def exported(shallow_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A small checkpoint as an fp32 ONNX folder, with its report. Costs most of this file's time."""
     out = tmp_path_factory.mktemp("onnx") / "small"
     return out, export_onnx(Checkpoint.open(shallow_checkpoint), out, steps=2)
 
 
 @pytest.fixture
-def text_encoder_only(monkeypatch):
+def text_encoder_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports stop after the smallest graph: for what is the same with every graph."""
     every = exporters.onnx_graphs.graphs
     monkeypatch.setattr(exporters.onnx_graphs, "graphs", lambda checkpoint: every(checkpoint)[:1])
 
 
 @pytest.mark.slow
-def test_every_model_and_a_whole_picture_are_what_torch_computes(exported):
+def test_every_model_and_a_whole_picture_are_what_torch_computes(exported: Exported) -> None:
     out, report = exported
     assert [model.model for model in report.models] == [
         "text_encoder",
@@ -53,7 +58,7 @@ def test_every_model_and_a_whole_picture_are_what_torch_computes(exported):
 
 
 @pytest.mark.slow
-def test_a_graph_takes_more_pictures_at_once_than_it_was_traced_with(exported):
+def test_a_graph_takes_more_pictures_at_once_than_it_was_traced_with(exported: Exported) -> None:
     out, _ = exported
     decoder = Model(out / "vae_decoder", "cpu")
     rows = np.random.default_rng(0).standard_normal((70, 4, 2, 2), dtype=np.float32)
@@ -64,7 +69,7 @@ def test_a_graph_takes_more_pictures_at_once_than_it_was_traced_with(exported):
 
 
 @pytest.mark.slow
-def test_the_layout_is_the_one_that_onnx_runtime_pipelines_load(exported):
+def test_the_layout_is_the_one_that_onnx_runtime_pipelines_load(exported: Exported) -> None:
     out, _ = exported
     names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     models = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -81,7 +86,7 @@ def test_the_layout_is_the_one_that_onnx_runtime_pipelines_load(exported):
 
 
 @pytest.mark.slow
-def test_no_file_says_where_it_was_made(exported, shallow_checkpoint):
+def test_no_file_says_where_it_was_made(exported: Exported, shallow_checkpoint: Path) -> None:
     out, _ = exported
     source = exporters.onnx_graphs.__file__.rpartition("/")[0].encode()
     for path in (path for path in out.rglob("*") if path.is_file()):
@@ -93,7 +98,9 @@ def test_no_file_says_where_it_was_made(exported, shallow_checkpoint):
 
 
 @pytest.mark.slow
-def test_prompt_and_seed_give_the_checkpoints_own_pictures(exported, shallow_checkpoint):
+def test_prompt_and_seed_give_the_checkpoints_own_pictures(
+    exported: Exported, shallow_checkpoint: Path
+) -> None:
     out, _ = exported
     draws, sampling = [DRAW, Draw("a moon", 8)], Sampling(3.0, 3)
     found = OnnxSampler(out, "cpu").images(draws, sampling)
@@ -104,7 +111,7 @@ def test_prompt_and_seed_give_the_checkpoints_own_pictures(exported, shallow_che
 
 
 @pytest.mark.slow
-def test_generate_draws_from_the_folder_and_never_imports_torch(exported, tmp_path):
+def test_generate_draws_from_the_folder_and_never_imports_torch(exported: Exported, tmp_path: Path) -> None:
     out, png = exported[0], tmp_path / "a.png"
     code = (
         "import sys\nfrom excise.cli import run\n"
@@ -117,14 +124,16 @@ def test_generate_draws_from_the_folder_and_never_imports_torch(exported, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_prompt_over_the_window_is_refused(exported):
+def test_a_prompt_over_the_window_is_refused(exported: Exported) -> None:
     out, _ = exported
     with pytest.raises(InputError, match="this model reads 16"):
         OnnxSampler(out, "cpu").images([Draw(" ".join(["star"] * 20), 0)], Sampling(1.0, 1))
 
 
 @pytest.mark.slow
-def test_an_sdxl_u_net_and_its_second_text_encoder_match_torch_in_fp16(shallow_checkpoint_sdxl, tmp_path):
+def test_an_sdxl_u_net_and_its_second_text_encoder_match_torch_in_fp16(
+    shallow_checkpoint_sdxl: Path, tmp_path: Path
+) -> None:
     checkpoint = Checkpoint.open(shallow_checkpoint_sdxl)
     wanted = [graph for graph in graphs(checkpoint) if graph.folder in ("text_encoder_2", "unet")]
     (tmp_path / "out").mkdir()
@@ -140,8 +149,8 @@ def test_an_sdxl_u_net_and_its_second_text_encoder_match_torch_in_fp16(shallow_c
 
 
 def test_an_export_that_differs_from_torch_is_refused_and_leaves_nothing(
-    tiny_checkpoint, tmp_path, monkeypatch, text_encoder_only
-):
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_encoder_only: None
+) -> None:
     monkeypatch.setattr("exporters.onnx_parity.LIMITS", {"fp32": 0.0})
     with pytest.raises(GateFailed, match="text_encoder differs from torch by"):
         export_onnx(Checkpoint.open(tiny_checkpoint), tmp_path / "out", draw=None)
@@ -149,7 +158,9 @@ def test_an_export_that_differs_from_torch_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_the_same_module_gives_the_same_bytes(exported, shallow_checkpoint, tmp_path):
+def test_the_same_module_gives_the_same_bytes(
+    exported: Exported, shallow_checkpoint: Path, tmp_path: Path
+) -> None:
     graph = graphs(Checkpoint.open(shallow_checkpoint))[0]
     assert graph.folder == "text_encoder"
     write_graph(graph, graph.load(), tmp_path, "fp32")
@@ -157,7 +168,9 @@ def test_the_same_module_gives_the_same_bytes(exported, shallow_checkpoint, tmp_
         assert (tmp_path / name).read_bytes() == (exported[0] / graph.folder / name).read_bytes()
 
 
-def test_a_text_encoder_that_masks_padding_is_refused_before_any_work(tiny_checkpoint, copy_of, tmp_path):
+def test_a_text_encoder_that_masks_padding_is_refused_before_any_work(
+    tiny_checkpoint: Path, copy_of: Copy, tmp_path: Path
+) -> None:
     folder = copy_of(tiny_checkpoint)
     path = folder / "text_encoder" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_attention_mask": True}))
@@ -165,14 +178,16 @@ def test_a_text_encoder_that_masks_padding_is_refused_before_any_work(tiny_check
         export_onnx(Checkpoint.open(folder), tmp_path / "out")
 
 
-def test_devices_are_those_of_onnx_runtime():
+def test_devices_are_those_of_onnx_runtime() -> None:
     assert providers_for("cpu") == ["CPUExecutionProvider"]
     assert providers_for("auto")[-1] == "CPUExecutionProvider"
     with pytest.raises(InputError, match="'mps'"):
         providers_for("mps")
 
 
-def test_a_checkpoint_is_no_onnx_folder_and_a_damaged_graph_is_bad_input(tiny_checkpoint, tmp_path):
+def test_a_checkpoint_is_no_onnx_folder_and_a_damaged_graph_is_bad_input(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     assert not is_onnx_folder(tiny_checkpoint)
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(InputError, match="cannot be loaded"):

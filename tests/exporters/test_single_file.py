@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +15,11 @@ from compiler.checkpoint import Checkpoint
 from editspec import GateFailed, InputError
 from exporters.single_file import export_single_file, verify
 
+Copy = Callable[[Path], Path]
+
 
 @pytest.fixture(scope="module")
-def tiny_checkpoint_sd2(tiny_checkpoint, tmp_path_factory):
+def tiny_checkpoint_sd2(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in Stable Diffusion 2 layout: linear projections, and so open_clip's names for the text."""
     from diffusers import UNet2DConditionModel
 
@@ -28,17 +33,17 @@ def tiny_checkpoint_sd2(tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(params=["sd1", "sd2", "sdxl", "fp16"])
-def checkpoint(request):
+def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
     names = {"sd1": "tiny_checkpoint", "sd2": "tiny_checkpoint_sd2", "sdxl": "tiny_checkpoint_sdxl"}
     return Checkpoint.open(request.getfixturevalue(names.get(request.param, "tiny_checkpoint_fp16")))
 
 
-def states(pipeline):
+def states(pipeline: Any) -> list[dict[str, torch.Tensor]]:
     parts = [pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)]
     return [part.state_dict() for part in parts if part is not None]
 
 
-def test_from_single_file_gives_every_weight_back_bit_by_bit(checkpoint, tmp_path):
+def test_from_single_file_gives_every_weight_back_bit_by_bit(checkpoint: Checkpoint, tmp_path: Path) -> None:
     import diffusers
 
     facts = export_single_file(checkpoint, tmp_path / "model.safetensors")
@@ -64,7 +69,7 @@ def test_from_single_file_gives_every_weight_back_bit_by_bit(checkpoint, tmp_pat
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_names_are_the_original_ones(tiny_checkpoint, tmp_path):
+def test_names_are_the_original_ones(tiny_checkpoint: Path, tmp_path: Path) -> None:
     export_single_file(Checkpoint.open(tiny_checkpoint), tmp_path / "model.safetensors")
     names = load_file(tmp_path / "model.safetensors").keys()
     assert {
@@ -81,7 +86,9 @@ def test_names_are_the_original_ones(tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["value", "lost", "more"])
-def test_a_file_that_does_not_read_back_is_refused(tiny_checkpoint, tmp_path, damage):
+def test_a_file_that_does_not_read_back_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, damage: str
+) -> None:
     checkpoint = Checkpoint.open(tiny_checkpoint)
     path = tmp_path / "model.safetensors"
     export_single_file(checkpoint, path)
@@ -99,8 +106,8 @@ def test_a_file_that_does_not_read_back_is_refused(tiny_checkpoint, tmp_path, da
 
 
 def test_an_architecture_without_original_names_is_refused_before_a_file_appears(
-    tiny_checkpoint, copy_of, tmp_path
-):
+    tiny_checkpoint: Path, copy_of: Copy, tmp_path: Path
+) -> None:
     folder = copy_of(tiny_checkpoint)
     config = json.loads((folder / "unet" / "config.json").read_text())
     (folder / "unet" / "config.json").write_text(json.dumps(config | {"layers_per_block": [1, 1]}))
@@ -109,7 +116,7 @@ def test_an_architecture_without_original_names_is_refused_before_a_file_appears
     assert not list(tmp_path.glob("*model.safetensors*"))
 
 
-def test_a_file_that_exists_stays_unless_forced(tiny_checkpoint, tmp_path):
+def test_a_file_that_exists_stays_unless_forced(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_text("precious")
     checkpoint = Checkpoint.open(tiny_checkpoint)

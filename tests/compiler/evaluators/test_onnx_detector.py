@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,11 +14,11 @@ pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture
-def detector(tmp_path):
+def detector(tmp_path: Path) -> Path:
     return save_detector(tmp_path / "colours.onnx")
 
 
-def save_detector(path, names="{0: 'RED', 1: 'GREEN', 2: 'BLUE'}"):
+def save_detector(path: Path, names: str = "{0: 'RED', 1: 'GREEN', 2: 'BLUE'}") -> Path:
     """One box over the whole picture whose score for a colour is that channel's mean."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -42,11 +45,11 @@ def save_detector(path, names="{0: 'RED', 1: 'GREEN', 2: 'BLUE'}"):
     return path
 
 
-def opened(path, **fields):
+def opened(path: Path, **fields: Any) -> OnnxDetector:
     return OnnxDetector(EvaluatorRef(id="detector", model=str(path), adapter="onnx-detector", **fields), path)
 
 
-def test_a_detector_scores_rgb_pictures_by_the_labels_in_its_metadata(detector):
+def test_a_detector_scores_rgb_pictures_by_the_labels_in_its_metadata(detector: Path) -> None:
     evaluator = opened(detector)
     image = np.full((1, 64, 64, 3), (255, 51, 0), np.uint8)
     assert evaluator.labels == ("RED", "GREEN", "BLUE")
@@ -54,13 +57,13 @@ def test_a_detector_scores_rgb_pictures_by_the_labels_in_its_metadata(detector):
     assert evaluator.score(image)[0].tolist() == pytest.approx([1.0, 0.2, 0.0], abs=1e-6)
 
 
-def test_only_the_threshold_decides_what_a_detector_sees(detector):
+def test_only_the_threshold_decides_what_a_detector_sees(detector: Path) -> None:
     evaluator = opened(detector, threshold=0.5, labels={"warmth": "RED"})
     scores = np.array([[0.4, 0.1, 0.0], [0.6, 0.9, 0.0]], np.float32)
     assert evaluator.shows(scores, evaluator.label_for("warmth")).tolist() == [False, True]
 
 
-def test_a_folder_with_one_detector_will_do(detector):
+def test_a_folder_with_one_detector_will_do(detector: Path) -> None:
     assert opened(detector.parent).labels == ("RED", "GREEN", "BLUE")
     save_detector(detector.with_name("second.onnx"))
     with pytest.raises(InputError, match=r"has 2 files \*.onnx"):
@@ -68,18 +71,18 @@ def test_a_folder_with_one_detector_will_do(detector):
 
 
 @pytest.mark.parametrize("names", ["", "__import__('os')", "{0: 'A', 1: 'A'}"])
-def test_metadata_without_plain_label_names_is_refused(tmp_path, names):
+def test_metadata_without_plain_label_names_is_refused(tmp_path: Path, names: str) -> None:
     with pytest.raises(InputError, match="metadata"):
         _ = opened(save_detector(tmp_path / "odd.onnx", names)).labels
 
 
-def test_labels_that_do_not_fit_the_output_are_refused(tmp_path):
+def test_labels_that_do_not_fit_the_output_are_refused(tmp_path: Path) -> None:
     evaluator = opened(save_detector(tmp_path / "odd.onnx", "{0: 'A', 1: 'B'}"))
     with pytest.raises(InputError, match="does not answer with boxes of 4 \\+ 2 numbers"):
         evaluator.score(np.zeros((1, 8, 8, 3), np.uint8))
 
 
-def test_a_broken_file_is_bad_input(tmp_path):
+def test_a_broken_file_is_bad_input(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no model")
     with pytest.raises(InputError, match="cannot be loaded"):

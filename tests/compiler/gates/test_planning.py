@@ -7,10 +7,12 @@ import pytest
 
 from compiler.gates import discover, plan_gates
 from compiler.gates.gate import spread
-from editspec import EditSpec, Erase, Gate, PathBase, Preserve, SpecErrors
+from editspec import Edit, EditSpec, Erase, Gate, PathBase, Preserve, SpecErrors
 
 
-def spec_of(*gates, edits=(), preserve=(), seed=7):
+def spec_of(
+    *gates: Gate, edits: tuple[Edit, ...] = (), preserve: tuple[str, ...] = (), seed: int = 7
+) -> EditSpec:
     base = PathBase(path="base")
     return EditSpec(
         name="s", base=base, edits=edits, gates=gates, preserve=Preserve(concepts=preserve), seed=seed
@@ -20,20 +22,22 @@ def spec_of(*gates, edits=(), preserve=(), seed=7):
 PRESERVED = Gate(gate="preserved", id="keeps", concepts=("star", "moon"), max_loss=0.03)
 
 
-def test_the_folder_walk_finds_every_gate_of_the_schema():
+def test_the_folder_walk_finds_every_gate_of_the_schema() -> None:
     assert sorted(discover()) == ["drift", "erased", "implicit", "neighbours", "preserved", "relearned"]
 
 
 @pytest.mark.parametrize(
     ("trials", "n", "allowed"), [(None, 59, 0), (93, 93, 1), (100, 100, 1), (208, 208, 5)]
 )
-def test_an_erased_gate_plans_its_trials_and_the_failures_it_allows(trials, n, allowed):
+def test_an_erased_gate_plans_its_trials_and_the_failures_it_allows(
+    trials: int | None, n: int, allowed: int
+) -> None:
     gate = Gate(gate="erased", id="g", concept="star", max_rate=0.05, trials=trials)
     (plan,) = plan_gates(spec_of(gate))
     assert (len(plan.trials), plan.allowed, plan.limit) == (n, allowed, 0.05)
 
 
-def test_aliases_are_drawn_as_often_as_the_concept():
+def test_aliases_are_drawn_as_often_as_the_concept() -> None:
     edit = Erase(id="e", concept="flame", aliases=("burning", "fire"))
     gate = Gate(gate="erased", id="g", concept="flame", max_rate=0.05, kind="content")
     (plan,) = plan_gates(spec_of(gate, edits=(edit,)))
@@ -43,14 +47,14 @@ def test_aliases_are_drawn_as_often_as_the_concept():
     assert max(counts) - min(counts) <= 1
 
 
-def test_every_draw_has_a_seed_of_its_own_that_the_spec_decides():
+def test_every_draw_has_a_seed_of_its_own_that_the_spec_decides() -> None:
     trials = spread([("a", None), ("b", None)], 100, 7)
     assert len({trial.draw.seed for trial in trials}) == 100
     assert spread([("b", None)], 10, 7) == tuple(t for t in trials if t.draw.prompt == "b")[:10]
     assert not {t.draw for t in spread([("a", None)], 100, 8)} & {t.draw for t in trials}
 
 
-def test_gates_that_draw_the_same_count_it_once():
+def test_gates_that_draw_the_same_count_it_once() -> None:
     neighbours = Gate(gate="neighbours", id="near", concepts=("star", "moon"), max_loss=0.03)
     first, second = plan_gates(spec_of(PRESERVED, neighbours))
     assert first.draws == second.draws
@@ -58,7 +62,7 @@ def test_gates_that_draw_the_same_count_it_once():
     assert second.evals == 0
 
 
-def test_paired_draws_are_as_many_for_each_concept():
+def test_paired_draws_are_as_many_for_each_concept() -> None:
     gate = Gate(gate="preserved", id="g", concepts=("star", "moon", "ring"), max_loss=0.03)
     (plan,) = plan_gates(spec_of(gate))
     concepts = [trial.concept for trial in plan.trials]
@@ -66,21 +70,21 @@ def test_paired_draws_are_as_many_for_each_concept():
     assert all(trial.concept in trial.draw.prompt for trial in plan.trials)
 
 
-def test_neighbours_are_those_given_and_those_preserved_but_never_what_is_edited():
+def test_neighbours_are_those_given_and_those_preserved_but_never_what_is_edited() -> None:
     gate = Gate(gate="neighbours", id="g", concepts=("sixstar", "star"), max_loss=0.03)
     edits = (Erase(id="e", concept="star"),)
     (plan,) = plan_gates(spec_of(gate, edits=edits, preserve=("moon", "sixstar")))
     assert plan.as_dict()["concepts"] == ["sixstar", "moon"]
 
 
-def test_implicit_prompts_are_each_drawn_at_least_once():
+def test_implicit_prompts_are_each_drawn_at_least_once() -> None:
     prompts = tuple(f"a scene number {i}" for i in range(80))
     gate = Gate(gate="implicit", id="g", concept="flame", prompts=prompts, max_rate=0.05)
     (plan,) = plan_gates(spec_of(gate))
     assert sorted(draw.prompt for draw in plan.draws) == sorted(prompts)
 
 
-def test_drift_draws_each_prompt_equally_often_and_at_least_twice():
+def test_drift_draws_each_prompt_equally_often_and_at_least_twice() -> None:
     gate = Gate(gate="drift", id="g", prompts=("a tree", "a house", "a ring"), max_drift=0.2, trials=7)
     (plan,) = plan_gates(spec_of(gate))
     prompts = [draw.prompt for draw in plan.draws]
@@ -89,7 +93,7 @@ def test_drift_draws_each_prompt_equally_often_and_at_least_twice():
     assert len(plain.trials) == 60
 
 
-def test_all_gates_that_cannot_prove_anything_are_refused_at_once():
+def test_all_gates_that_cannot_prove_anything_are_refused_at_once() -> None:
     gates = (
         Gate(gate="erased", id="few", concept="star", max_rate=0.05, trials=58),
         Gate(gate="preserved", id="vague", max_loss=0.03),
@@ -110,7 +114,7 @@ def test_all_gates_that_cannot_prove_anything_are_refused_at_once():
         assert expected in text
 
 
-def test_planning_gates_loads_no_heavy_library():
+def test_planning_gates_loads_no_heavy_library() -> None:
     program = (
         "import sys; from compiler.gates import plan_gates; from editspec import *\n"
         "gate = Gate(gate='erased', id='g', concept='star', max_rate=0.05)\n"

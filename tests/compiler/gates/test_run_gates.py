@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,17 +18,19 @@ from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
 from compiler.gates import measure, plan_gates, run_gates
 from compiler.generate import Draw, generate
-from compiler.progress import Silent
+from compiler.progress import Silent, Task
 from editspec import EditSpec, Erase, EvaluatorRef, Gate, PathBase
+
+Copy = Callable[[Path], Path]
 
 
 class Counting(Silent):
     """Remembers which tasks were announced."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.tasks = []
 
-    def task(self, name, total=None):
+    def task(self, name: str, total: float | None = None) -> AbstractContextManager[Task]:
         self.tasks.append((name, total))
         return super().task(name, total)
 
@@ -34,7 +39,7 @@ SHORT = {"steps": 1, "guidance_scale": 2.0}
 
 
 @pytest.fixture(scope="module")
-def edited(tiny_checkpoint, tmp_path_factory):
+def edited(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint with a decoder that draws other pictures, as if by a strong edit."""
     from safetensors.torch import load_file, save_file
 
@@ -48,7 +53,7 @@ def edited(tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def classifier(tiny_checkpoint, edited, tmp_path_factory):
+def classifier(tiny_checkpoint: Path, edited: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random classifier biased so that the base shows "seen" and the edited checkpoint does not."""
     import torch
     from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetForImageClassification
@@ -84,7 +89,7 @@ def classifier(tiny_checkpoint, edited, tmp_path_factory):
     return folder
 
 
-def spec_for(classifier, *gates):
+def spec_for(classifier: Path, *gates: Gate) -> EditSpec:
     return EditSpec(
         name="proof",
         base=PathBase(path="unused"),
@@ -102,7 +107,9 @@ KEPT = Gate(gate="preserved", id="keeps", concepts=("star",), max_loss=0.05, pro
 DRIFT = Gate(gate="drift", id="still", prompts=("a tree", "a house"), max_drift=0.1, trials=8, **SHORT)
 
 
-def test_a_real_edit_is_measured_from_checkpoint_to_verdict(tiny_checkpoint, edited, classifier, copy_of):
+def test_a_real_edit_is_measured_from_checkpoint_to_verdict(
+    tiny_checkpoint: Path, edited: Path, classifier: Path, copy_of: Copy
+) -> None:
     built = Artifact(copy_of(edited))
     report = run_gates(spec_for(classifier, ERASED, KEPT, DRIFT), Checkpoint.open(tiny_checkpoint), built)
     erased, kept, drift = report.results
@@ -119,7 +126,9 @@ def test_a_real_edit_is_measured_from_checkpoint_to_verdict(tiny_checkpoint, edi
     assert str(classifier.parent) not in text
 
 
-def test_an_unedited_checkpoint_keeps_everything_and_erases_nothing(tiny_checkpoint, classifier, copy_of):
+def test_an_unedited_checkpoint_keeps_everything_and_erases_nothing(
+    tiny_checkpoint: Path, classifier: Path, copy_of: Copy
+) -> None:
     built = Artifact(copy_of(tiny_checkpoint))
     report = run_gates(spec_for(classifier, ERASED, KEPT, DRIFT), Checkpoint.open(tiny_checkpoint), built)
     assert [result.passed for result in report.results] == [False, True, True]
@@ -127,8 +136,8 @@ def test_an_unedited_checkpoint_keeps_everything_and_erases_nothing(tiny_checkpo
 
 
 def test_the_same_build_gives_the_same_report_with_and_without_a_cache(
-    tiny_checkpoint, edited, classifier, tmp_path
-):
+    tiny_checkpoint: Path, edited: Path, classifier: Path, tmp_path: Path
+) -> None:
     from compiler.evaluators import open_evaluators
 
     spec = spec_for(classifier, ERASED, DRIFT)
@@ -141,7 +150,9 @@ def test_the_same_build_gives_the_same_report_with_and_without_a_cache(
     assert reports[0] == reports[1] == reports[2]
 
 
-def test_gates_that_share_draws_share_their_pictures(tiny_checkpoint, edited, classifier):
+def test_gates_that_share_draws_share_their_pictures(
+    tiny_checkpoint: Path, edited: Path, classifier: Path
+) -> None:
     from compiler.evaluators import open_evaluators
 
     spec = spec_for(classifier, KEPT, replace(KEPT, id="again", confidence=0.9))
@@ -152,7 +163,9 @@ def test_gates_that_share_draws_share_their_pictures(tiny_checkpoint, edited, cl
     assert progress.tasks == [("draw base", longest), ("draw edited", longest)]
 
 
-def test_a_spec_without_gates_has_an_empty_report_and_no_grid(tiny_checkpoint, classifier, copy_of):
+def test_a_spec_without_gates_has_an_empty_report_and_no_grid(
+    tiny_checkpoint: Path, classifier: Path, copy_of: Copy
+) -> None:
     built = Artifact(copy_of(tiny_checkpoint))
     report = run_gates(spec_for(classifier), Checkpoint.open(tiny_checkpoint), built)
     assert report.passed
@@ -160,7 +173,9 @@ def test_a_spec_without_gates_has_an_empty_report_and_no_grid(tiny_checkpoint, c
     assert not built.path(GRID).exists()
 
 
-def test_the_grid_shows_each_gate_by_its_most_drawn_prompts(tiny_checkpoint, edited, classifier):
+def test_the_grid_shows_each_gate_by_its_most_drawn_prompts(
+    tiny_checkpoint: Path, edited: Path, classifier: Path
+) -> None:
     from compiler.evaluators import open_evaluators
 
     spec = spec_for(classifier, ERASED, DRIFT)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ confidences = st.sampled_from([0.8, 0.9, 0.95, 0.99])
 
 
 @pytest.mark.parametrize("rate", TABLE)
-def test_planned_trials_equal_the_published_table(rate):
+def test_planned_trials_equal_the_published_table(rate: float) -> None:
     assert {k: statistics.plan_trials(rate, 0.95, k) for k in TABLE[rate]} == TABLE[rate]
 
 
@@ -32,14 +33,14 @@ def test_planned_trials_equal_the_published_table(rate):
     ("k", "n", "low", "high"),
     [(30, 142, 0.152, 0.286), (16, 142, 0.071, 0.175), (25, 50, 0.366, 0.634)],
 )
-def test_wilson_gives_the_published_intervals(k, n, low, high):
+def test_wilson_gives_the_published_intervals(k: int, n: int, low: float, high: float) -> None:
     interval = statistics.wilson(k, n)
     assert interval.lower == pytest.approx(low, abs=6e-4)
     assert interval.upper == pytest.approx(high, abs=6e-4)
 
 
 @given(counts, confidences)
-def test_wilson_agrees_with_scipy(count, confidence):
+def test_wilson_agrees_with_scipy(count: tuple[int, int], confidence: float) -> None:
     k, n = count
     expected = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
     interval = statistics.wilson(k, n, confidence)
@@ -47,12 +48,12 @@ def test_wilson_agrees_with_scipy(count, confidence):
 
 
 @pytest.mark.parametrize(("n", "percent"), [(142, 2.1), (50, 5.8), (931, 0.32), (4703, 0.06)])
-def test_no_failure_in_n_still_allows_the_published_rate(n, percent):
+def test_no_failure_in_n_still_allows_the_published_rate(n: int, percent: float) -> None:
     assert 100 * statistics.upper_bound(0, n, 0.95) == pytest.approx(percent, abs=0.05)
 
 
 @given(counts, confidences)
-def test_clopper_pearson_agrees_with_the_beta_quantile(count, confidence):
+def test_clopper_pearson_agrees_with_the_beta_quantile(count: tuple[int, int], confidence: float) -> None:
     k, n = count
     upper = 1.0 if k == n else stats.beta.ppf(confidence, k + 1, n - k)
     lower = 0.0 if k == 0 else stats.beta.ppf(1 - confidence, k, n - k + 1)
@@ -61,7 +62,7 @@ def test_clopper_pearson_agrees_with_the_beta_quantile(count, confidence):
 
 
 @given(counts, st.floats(0.001, 0.999))
-def test_the_binomial_sum_agrees_with_scipy(count, p):
+def test_the_binomial_sum_agrees_with_scipy(count: tuple[int, int], p: float) -> None:
     k, n = count
     assert statistics.binomial_cdf(k, n, p) == pytest.approx(stats.binom.cdf(k, n, p), abs=1e-10)
 
@@ -69,13 +70,13 @@ def test_the_binomial_sum_agrees_with_scipy(count, p):
 @pytest.mark.parametrize(
     ("k", "n", "p"), [(49_500, 10**6, 0.05), (5000, 10_000, 0.5), (5, 10**6, 1e-5), (1, 3, 0.5)]
 )
-def test_the_binomial_sum_agrees_with_scipy_where_there_are_many_trials(k, n, p):
+def test_the_binomial_sum_agrees_with_scipy_where_there_are_many_trials(k: int, n: int, p: float) -> None:
     assert statistics.binomial_cdf(k, n, p) == pytest.approx(stats.binom.cdf(k, n, p), rel=1e-8)
 
 
 @settings(max_examples=40)
 @given(st.integers(1, 60), st.floats(0.01, 0.99), confidences)
-def test_the_upper_bound_covers_at_least_as_often_as_it_says(n, rate, confidence):
+def test_the_upper_bound_covers_at_least_as_often_as_it_says(n: int, rate: float, confidence: float) -> None:
     covered = sum(
         stats.binom.pmf(k, n, rate) for k in range(n + 1) if statistics.upper_bound(k, n, confidence) >= rate
     )
@@ -83,7 +84,7 @@ def test_the_upper_bound_covers_at_least_as_often_as_it_says(n, rate, confidence
 
 
 @given(counts, confidences)
-def test_one_failure_more_never_lowers_the_bound(count, confidence):
+def test_one_failure_more_never_lowers_the_bound(count: tuple[int, int], confidence: float) -> None:
     k, n = count
     if k < n:
         assert statistics.upper_bound(k, n, confidence) < statistics.upper_bound(k + 1, n, confidence) + 1e-12
@@ -91,43 +92,43 @@ def test_one_failure_more_never_lowers_the_bound(count, confidence):
 
 @settings(max_examples=60)
 @given(st.floats(0.005, 0.3), confidences, st.integers(0, 8))
-def test_a_plan_is_the_smallest_that_its_bound_accepts(rate, confidence, allowed):
+def test_a_plan_is_the_smallest_that_its_bound_accepts(rate: float, confidence: float, allowed: int) -> None:
     n = statistics.plan_trials(rate, confidence, allowed)
     assert statistics.upper_bound(allowed, n, confidence) <= rate + 1e-12
     assert n == allowed + 1 or statistics.upper_bound(allowed, n - 1, confidence) > rate
     assert statistics.allowed_failures(n, rate, confidence) == allowed
 
 
-def test_too_few_trials_can_prove_nothing():
+def test_too_few_trials_can_prove_nothing() -> None:
     assert statistics.allowed_failures(58, 0.05) is None
     assert statistics.allowed_failures(59, 0.05) == 0
     assert statistics.allowed_failures(100, 0.05) == 1
 
 
-def test_a_good_model_passes_the_large_plan_almost_surely():
+def test_a_good_model_passes_the_large_plan_almost_surely() -> None:
     assert statistics.pass_probability(0.002, 1049, 5) == pytest.approx(0.98, abs=0.005)
     assert statistics.pass_probability(0.002, 299, 0) == pytest.approx(0.55, abs=0.005)
 
 
-def test_mcnemar_agrees_with_the_exact_binomial_test():
+def test_mcnemar_agrees_with_the_exact_binomial_test() -> None:
     for lost, gained in [(0, 0), (5, 0), (3, 9), (20, 21)]:
         expected = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
         assert statistics.mcnemar(lost, gained) == pytest.approx(expected)
 
 
 @given(st.integers(1, 2000), confidences)
-def test_no_differing_pair_still_leaves_doubt(n, confidence):
+def test_no_differing_pair_still_leaves_doubt(n: int, confidence: float) -> None:
     z = stats.norm.ppf(confidence)
     bounds = statistics.paired_loss(0, 0, n, confidence)
     assert bounds.upper == pytest.approx(z * z / (n + z * z), rel=1e-6)
     assert bounds.lower == pytest.approx(-bounds.upper)
 
 
-def test_the_paired_bound_is_the_root_of_tangos_score_statistic():
+def test_the_paired_bound_is_the_root_of_tangos_score_statistic() -> None:
     lost, gained, n = 9, 4, 120
     delta = statistics.paired_loss(lost, gained, n, 0.95).upper
 
-    def log_likelihood(q):
+    def log_likelihood(q: float) -> float:
         same = (n - lost - gained) * math.log(1 - 2 * q - delta)
         return lost * math.log(q + delta) + gained * math.log(q) + same
 
@@ -137,7 +138,9 @@ def test_the_paired_bound_is_the_root_of_tangos_score_statistic():
     assert statistic == pytest.approx(-stats.norm.ppf(0.95), abs=0.02)
 
 
-def outcomes(rng, n, lose, gain):
+def outcomes(
+    rng: np.random.Generator, n: int, lose: float, gain: float
+) -> tuple[list[tuple[int, int]], np.ndarray[Any, Any]]:
     """(lost, gained) of 2000 simulated comparisons of n pairs, and how often each came up."""
     drawn = rng.multinomial(n, [lose, gain, 1 - lose - gain], size=2000)[:, :2]
     pairs, times = np.unique(drawn, axis=0, return_counts=True)
@@ -145,7 +148,7 @@ def outcomes(rng, n, lose, gain):
 
 
 @pytest.mark.parametrize(("n", "lose", "gain"), [(104, 0.05, 0.02), (150, 0.03, 0.03), (60, 0.1, 0.02)])
-def test_the_paired_bound_covers_close_to_what_it_says(n, lose, gain):
+def test_the_paired_bound_covers_close_to_what_it_says(n: int, lose: float, gain: float) -> None:
     rng = np.random.default_rng(5)
     pairs, times = outcomes(rng, n, lose, gain)
     covered = [statistics.paired_loss(b, c, n).upper >= lose - gain for b, c in pairs]
@@ -153,13 +156,13 @@ def test_the_paired_bound_covers_close_to_what_it_says(n, lose, gain):
 
 
 @given(st.floats(0.005, 0.3), confidences)
-def test_the_fewest_pairs_can_prove_the_loss_and_one_fewer_cannot(max_loss, confidence):
+def test_the_fewest_pairs_can_prove_the_loss_and_one_fewer_cannot(max_loss: float, confidence: float) -> None:
     n = statistics.least_pairs(max_loss, confidence)
     assert statistics.paired_loss(0, 0, n, confidence).upper <= max_loss
     assert n == 1 or statistics.paired_loss(0, 0, n - 1, confidence).upper > max_loss
 
 
-def test_a_harmless_edit_passes_the_planned_pairs_as_often_as_planned():
+def test_a_harmless_edit_passes_the_planned_pairs_as_often_as_planned() -> None:
     n = statistics.plan_pairs(0.03)
     rng = np.random.default_rng(1)
     pairs, times = outcomes(rng, n, 0.005, 0.005)
@@ -167,14 +170,14 @@ def test_a_harmless_edit_passes_the_planned_pairs_as_often_as_planned():
     assert np.average(passed, weights=times) > 0.77
 
 
-def test_correction_undoes_a_known_detector_error():
+def test_correction_undoes_a_known_detector_error() -> None:
     observed = 0.3 * (1 - 0.1) + 0.7 * 0.05
     assert statistics.corrected_rate(observed, 0.1, 0.05) == pytest.approx(0.3)
     assert statistics.corrected_rate(0.01, 0.1, 0.05) == 0.0
     assert statistics.corrected_rate(0.5, 0.5, 0.5) is None
 
 
-def test_the_bootstrap_of_a_ratio_covers_and_repeats():
+def test_the_bootstrap_of_a_ratio_covers_and_repeats() -> None:
     rng = np.random.default_rng(2)
     covered = []
     for trial in range(200):
@@ -189,7 +192,7 @@ def test_the_bootstrap_of_a_ratio_covers_and_repeats():
     assert twice[0].lower < twice[0].estimate < twice[0].upper
 
 
-def test_the_bootstrap_resamples_prompts_and_not_images():
+def test_the_bootstrap_resamples_prompts_and_not_images() -> None:
     rng = np.random.default_rng(4)
     prompt_effect = np.repeat(rng.normal(1, 0.4, 8), 20)
     names = [f"prompt {i // 20}" for i in range(160)]
@@ -200,7 +203,7 @@ def test_the_bootstrap_resamples_prompts_and_not_images():
     assert by_prompt.upper - by_prompt.lower > 2 * (by_image.upper - by_image.lower)
 
 
-def test_planning_statistics_loads_neither_numpy_nor_scipy():
+def test_planning_statistics_loads_neither_numpy_nor_scipy() -> None:
     program = (
         "import sys; from compiler.gates import statistics as s; s.plan_trials(.05); s.plan_pairs(.03);"
         "assert not {'numpy', 'scipy', 'torch'} & set(sys.modules)"
