@@ -23,7 +23,10 @@ JSON = st.recursive(
 
 
 def words(text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "words.txt").write_text(text, "utf-8")
+    def write(folder: Path) -> None:
+        (folder / "words.txt").write_text(text, "utf-8")
+
+    return write
 
 
 def test_what_was_put_is_found_under_its_key(tmp_path: Path) -> None:

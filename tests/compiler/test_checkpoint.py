@@ -40,7 +40,7 @@ def shard(
     """Cut the U-Net's weights into shards; returns the index."""
     tensors = load_file(root / UNET)
     (root / UNET).unlink()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(count):
         name = f"diffusion_pytorch_model-{number + 1:05}-of-{count:05}.safetensors"
         part = {key: tensors[key] for key in sorted(tensors)[number::count]}

@@ -98,7 +98,7 @@ def test_the_plan_counts_what_the_report_may_draw() -> None:
 
 
 def test_mined_words_are_found_in_every_kind_of_record() -> None:
-    records = [
+    records: list[dict[str, Any]] = [
         {"record": {"neighbours": {"a": [["moon", 0.5]], "b": [["ring", 0.4], ["moon", 0.3]]}}},
         {"record": {"neighbours": [["tree", 0.2]]}},
         {"record": {}},

@@ -75,7 +75,8 @@ def test_changed_branches_in_plain_guidance_are_a_negative_prompt(branch: Branch
 def test_in_its_own_branch_an_effect_does_not_depend_on_the_guidance_scale(edit: Guide) -> None:
     effect = effect_of(edit)
     assert effect.changes(effect.branch, 3.0) == effect.changes(effect.branch, 7.5)
-    others = {"both", "text"} - {effect.branch}
+    scaled: set[Branch] = {"both", "text"}
+    others = scaled - {effect.branch}
     assert all(effect.changes(branch, 3.0) != effect.changes(branch, 7.5) for branch in others)
 
 

@@ -5,8 +5,8 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -132,9 +132,11 @@ def test_progress_counts_pictures(sampler: Sampler) -> None:
     seen = []
 
     class Counting(Silent):
-        def task(self, name: str, total: float | None = None) -> AbstractContextManager[Task]:
+        @contextmanager
+        def task(self, name: str, total: float | None = None) -> Iterator[Task]:
             seen.append((name, total))
-            return super().task(name, total)
+            with super().task(name, total) as task:
+                yield task
 
     sampler.images([Draw("a star", 1)] * 3, SHORT, progress=Counting())
     assert seen == [("generate", 3)]

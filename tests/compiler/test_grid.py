@@ -21,7 +21,8 @@ def filled(value: int, count: int = 3, side: int = 64) -> Images:
 def places_of(value: int, path: Path) -> Flags:
     """Where the sheet has the colour of `filled(value)`: bool (height, width)."""
     sheet = np.asarray(Image.open(path))
-    return (sheet == (value, 200, value)).all(axis=2)
+    places: Flags = (sheet == (value, 200, value)).all(axis=2)
+    return places
 
 
 def test_the_base_stands_above_the_edited_model_and_small_pictures_are_doubled(tmp_path: Path) -> None:

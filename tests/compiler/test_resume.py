@@ -104,7 +104,7 @@ def main(checkpoint: Path, place: Path) -> None:
     """Make all builds and print what became of them."""
     first = build(checkpoint, place / "first")
     undisturbed = build(checkpoint, place / "undisturbed")
-    killed = []
+    killed: list[dict[str, Any]] = []
     for mark, events in enumerate(undisturbed["events"]):
         for after in (2, events // 2):
             here = place / f"killed-{len(killed)}"
@@ -112,7 +112,7 @@ def main(checkpoint: Path, place: Path) -> None:
             fact["resumed"] = build(checkpoint, here)
             killed.append(fact)
     other = build(checkpoint, place / "other", seed=1)
-    forced = []
+    forced: list[dict[str, Any]] = []
     for instant in ((PASSES, 20), (PASSES + 1, 1), (PASSES + 1, 2), (PASSES + 1, 9)):
         here = shutil.copytree(place / "undisturbed", place / f"forced-{len(forced)}")
         forced.append(build(checkpoint, here, die_at=instant, seed=1, force=True))

@@ -27,7 +27,8 @@ def textbook(
     left = (wanted * weights) @ columns.T + weight @ preserved @ preserved.T + ridge * weight
     right = (columns * weights) @ columns.T + preserved @ preserved.T
     right = right + ridge * torch.eye(len(columns), dtype=torch.float64)
-    return left @ torch.linalg.inv(right) - weight
+    change: Tensor = left @ torch.linalg.inv(right) - weight
+    return change
 
 
 def problem(shape: tuple[int, int, int, int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -84,6 +84,6 @@ class Storage:
         self.repository(name, write=kind == "write")
         if self.state.xet is None:
             return refused(404, "Xet is not offered here")
-        facts = {"casUrl": f"local://{self.state.xet}", "accessToken": "of-xet", "exp": 4_102_444_800}
+        facts, expires = {"casUrl": f"local://{self.state.xet}", "accessToken": "of-xet"}, 4_102_444_800
         headers = {"X_Xet_Cas_Url": facts["casUrl"], "X_Xet_Access_Token": facts["accessToken"]}
-        return Answer(200, facts, **headers, X_Xet_Token_Expiration=str(facts["exp"]))
+        return Answer(200, {**facts, "exp": expires}, **headers, X_Xet_Token_Expiration=str(expires))

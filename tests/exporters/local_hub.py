@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 from hub_answer import Answer
@@ -193,8 +194,5 @@ def short_waits() -> Iterator[None]:
     """Let the client wait milliseconds, not seconds, between its own tries."""
     from huggingface_hub.utils import _http
 
-    _http.time = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 500))
-    try:
+    with patch.object(_http, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 500))):
         yield
-    finally:
-        _http.time = time

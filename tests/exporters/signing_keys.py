@@ -30,7 +30,8 @@ class Keys:
 
     def certified_through(self, name: str) -> tuple[Path, Path, Path, Path]:
         """A private key, its certificate, that of the authority which signed it, and of that one's root."""
-        return (self.folder / f"{name}.pem", *self._chain(name, f"{name}-middle", f"{name}-ca"))
+        leaf, middle, root = self._chain(name, f"{name}-middle", f"{name}-ca")
+        return self.folder / f"{name}.pem", leaf, middle, root
 
     def _chain(self, *names: str) -> list[Path]:
         """Certificates of fresh keys, each signed by the next, the last by itself."""

@@ -55,7 +55,7 @@ def test_a_stock_verifier_finds_provenance_and_gate_results_by_the_signers_key(
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from securesystemslib.dsse import Envelope
     from securesystemslib.exceptions import VerificationError
-    from securesystemslib.signer import SSlibKey
+    from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined] # exported, but not marked so
 
     private, public = keys.pair("release", curve)
     sign_artifact(built, Signer(key=private))

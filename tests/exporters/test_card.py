@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from compiler import artifact as layout
 from compiler.artifact import Artifact
 from exporters.card import write_card
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 
 def gate(name: str = "erased-star", passed: bool = True, **more: Any) -> dict[str, Any]:
@@ -41,11 +44,18 @@ def card(tmp_path: Path, *, gates: tuple[dict[str, Any], ...] = (gate(),), **mor
     return artifact.path(layout.CARD).read_text("utf-8")
 
 
-def test_the_head_is_what_the_hub_reads(tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
+def head(text: str) -> ModelCardData:
+    """What the Hub's own library reads from the head of a card."""
+    from huggingface_hub import ModelCard, ModelCardData
 
+    data = ModelCard(text).data
+    assert isinstance(data, ModelCardData)
+    return data
+
+
+def test_the_head_is_what_the_hub_reads(tmp_path: Path) -> None:
     text = card(tmp_path, base={"repo": "org/sd15", "revision": "a" * 40})
-    data = ModelCard(text).data.to_dict()
+    data = head(text).to_dict()
     assert data["license"] == "apache-2.0"
     assert data["base_model"] == "org/sd15"
     assert data["base_model_relation"] == "finetune"
@@ -55,10 +65,8 @@ def test_the_head_is_what_the_hub_reads(tmp_path: Path) -> None:
 
 
 def test_gate_results_are_a_model_index_with_bound_limit_and_control(tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
     text = card(tmp_path, gates=(gate(), gate("unmeasured", passed=False, observed=None)))
-    parsed = ModelCard(text).data
+    parsed = head(text)
     assert parsed.model_name == "hardened"
     assert parsed.eval_results is not None
     (result,) = parsed.eval_results
@@ -73,28 +81,22 @@ def test_gate_results_are_a_model_index_with_bound_limit_and_control(tmp_path: P
 
 
 def test_the_bases_licence_is_carried_and_what_it_forbids_is_said(tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
     inherited = {"published": {"id": "cc-by-nc-4.0"}, "accepted": ["cc-by-nc-4.0"]}
     text = card(tmp_path, licence=inherited, base_licence=[{"id": "cc-by-nc-4.0"}])
-    assert ModelCard(text).data.to_dict()["license"] == "cc-by-nc-4.0"
+    assert head(text).to_dict()["license"] == "cc-by-nc-4.0"
     assert "It forbids commercial use." in text
     assert "The publisher states in the spec to have the right to go by `cc-by-nc-4.0`" in text
 
 
 def test_a_licence_of_its_own_has_name_and_link(tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
     own = {"id": "other", "name": "sai-community", "link": "https://example.org/licence"}
-    data = ModelCard(card(tmp_path, licence={"published": own, "accepted": []})).data.to_dict()
+    data = head(card(tmp_path, licence={"published": own, "accepted": []})).to_dict()
     assert (data["license"], data["license_name"], data["license_link"]) == tuple(own.values())
 
 
 def test_a_base_without_a_licence_is_no_permission(tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
     text = card(tmp_path, licence={"published": None, "accepted": []}, base_licence=[])
-    assert "license" not in ModelCard(text).data.to_dict()
+    assert "license" not in head(text).to_dict()
     assert "The base states no licence: ask its owner" in text
 
 
@@ -111,9 +113,7 @@ def test_the_settings_of_every_edit_are_told(tmp_path: Path) -> None:
 
 
 def test_a_local_base_is_no_base_model_of_the_hub(tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
-    assert "base_model" not in ModelCard(card(tmp_path)).data.to_dict()
+    assert "base_model" not in head(card(tmp_path)).to_dict()
 
 
 def test_the_card_says_what_was_edited_measured_and_made_from(tmp_path: Path) -> None:
@@ -139,10 +139,16 @@ def relearned(rates: dict[int, float], back: int | None, **more: Any) -> dict[st
     """What a gate `relearned` found: rates by steps, and the steps at which the concept was back."""
     curve = [{"steps": steps, "rate": rate} for steps, rate in rates.items()]
     held = [steps for steps in rates if back is None or steps < back]
-    details = {"curve": curve, "steps_to_return": back, "images": 32, "max_steps": 50, "learning_rate": 1e-4}
-    details["slower"] = [{"learning_rate": 1e-3, "curve": curve}]
-    facts = {"gate": "relearned", "unit": "steps", "observed": back, "bound": held[-1] if held else None}
-    facts |= {"limit": 0, "n": 20, "control": {"rate": 1.0}, "plan": {"concepts": ["a*b"]}}
+    details: dict[str, Any] = {"curve": curve, "steps_to_return": back, "images": 32, "max_steps": 50}
+    details |= {"learning_rate": 1e-4, "slower": [{"learning_rate": 1e-3, "curve": curve}]}
+    facts: dict[str, Any] = {"gate": "relearned", "unit": "steps", "observed": back}
+    facts |= {
+        "bound": held[-1] if held else None,
+        "limit": 0,
+        "n": 20,
+        "control": {"rate": 1.0},
+        "plan": {"concepts": ["a*b"]},
+    }
     return gate("back", **facts, details=details, **more)
 
 
@@ -157,15 +163,14 @@ def test_a_measured_cost_of_relearning_is_among_the_limits(tmp_path: Path) -> No
 
 
 def test_that_a_concept_did_not_come_back_is_said_with_what_was_tried(tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
     text = card(tmp_path, gates=(relearned({0: 0.0, 10: 0.05, 50: 0.0}, None),))
     assert "50 steps of fine-tuning on 32 pictures did not bring a\\*b back" in text
     assert "seen in 5 % of pictures at most (base 100 %). Learning rates tried: 0.0001 and 0.001." in text
-    results = ModelCard(text).data.eval_results
+    results = head(text).eval_results
     assert results is not None
     (result,) = results
     assert result.metric_value == 50
+    assert result.metric_args is not None
     assert result.metric_args["more_than_value"] is True
     assert result.metric_name == "steps of fine-tuning until the concept is seen in half of the base's rate"
 
@@ -208,11 +213,9 @@ def test_the_grid_is_shown_where_there_is_one(tmp_path: Path) -> None:
     ],
 )
 def test_words_of_a_spec_stay_words(words: str, tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
     text = card(tmp_path, edit={"concept": words}, name=words)
     yaml_head, _, rest = text.partition("\n---\n")
-    assert ModelCard(f"{yaml_head}\n---\n").data.model_name == words
+    assert head(f"{yaml_head}\n---\n").model_name == words
     body, _, quoted = rest.partition("## The edit spec")
     assert words.replace("\n", " ") not in body.replace("\\", "\\ ")
     row = next(line for line in body.splitlines() if line.startswith("| `no-star`"))

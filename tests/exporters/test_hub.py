@@ -41,7 +41,7 @@ def test_an_artifact_appears_whole_in_one_commit_private_and_tagged(hub: LocalHu
 def test_what_the_stock_client_downloads_by_tag_is_what_was_built(
     hub: LocalHub, artifact: Make, tmp_path: Path
 ) -> None:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, RepoFile
 
     done = publish(artifact())
     api = HfApi(endpoint=hub.endpoint)
@@ -50,6 +50,8 @@ def test_what_the_stock_client_downloads_by_tag_is_what_was_built(
     assert check_manifest(folder) == ()
     assert not api.verify_repo_checksums(NAME, revision=done.revision, local_dir=folder).mismatches
     (info,) = api.get_paths_info(NAME, [UNET], revision=tag)
+    assert isinstance(info, RepoFile)
+    assert info.lfs is not None
     assert info.lfs.sha256 == Artifact(folder).sha256(UNET)
 
 
@@ -97,7 +99,9 @@ def test_a_tag_of_another_release_is_refused_before_anything_is_sent(hub: LocalH
     assert hub.state.repositories[NAME].tags == before
 
 
-def test_a_tag_that_someone_sets_meanwhile_is_left_to_them(hub: LocalHub, artifact: Make) -> None:
+def test_a_tag_that_someone_sets_meanwhile_is_left_to_them(
+    hub: LocalHub, artifact: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(artifact(1))
     repository = hub.state.repositories[NAME]
     theirs = repository.branches["main"]
@@ -107,7 +111,7 @@ def test_a_tag_that_someone_sets_meanwhile_is_left_to_them(hub: LocalHub, artifa
         repository.tags["v2"] = theirs
         return steal(*arguments)
 
-    hub.state.apply = apply  # type: ignore[method-assign]
+    monkeypatch.setattr(hub.state, "apply", apply)
     with pytest.raises(InputError, match=r"the tag 'v2' was set on .* by someone else"):
         publish(artifact(2), tags=("v2",))
     assert repository.tags["v2"] == theirs
@@ -148,14 +152,16 @@ def test_an_ignore_file_in_the_repository_hides_no_file_of_the_release(hub: Loca
     assert hub.files(NAME) == contents(folder)
 
 
-def test_a_server_that_keeps_something_else_gets_no_tag(hub: LocalHub, artifact: Make) -> None:
+def test_a_server_that_keeps_something_else_gets_no_tag(
+    hub: LocalHub, artifact: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = hub.state.apply
 
     def apply(*arguments: Any) -> Any:
         tree = honest(*arguments)
         return {**tree, CARD: hub.state.keep(b"something else")}
 
-    hub.state.apply = apply  # type: ignore[method-assign]
+    monkeypatch.setattr(hub.state, "apply", apply)
     with pytest.raises(GateFailed, match=r"README.md differs; no tag was set"):
         publish(artifact())
     assert hub.state.repositories[NAME].tags == {}

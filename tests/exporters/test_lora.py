@@ -24,7 +24,8 @@ def prediction(unet: Any) -> torch.Tensor:
     noise = torch.Generator().manual_seed(5)
     sample, text = torch.randn(2, 4, 8, 8, generator=noise), torch.randn(2, 16, 32, generator=noise)
     with torch.no_grad():
-        return unet(sample, torch.tensor(501.0), text, return_dict=False)[0]
+        predicted: torch.Tensor = unet(sample, torch.tensor(501.0), text, return_dict=False)[0]
+    return predicted
 
 
 @settings(max_examples=40, deadline=None)

@@ -52,6 +52,7 @@ def test_every_model_and_a_whole_picture_are_what_torch_computes(exported: Expor
     assert all(model.passed and model.max_abs <= 1e-4 and len(model.cases) == 3 for model in report.models)
     shapes = [case["sample"] for case in report.models[1].cases]
     assert shapes == [[1, 4, 8, 8], [2, 4, 4, 8], [1, 4, 8, 4]]
+    assert report.image is not None
     assert report.image.passed
     assert report.image.psnr >= 45
     assert json.loads((out / "parity.json").read_text())["models"] == [one.as_dict() for one in report.models]

@@ -50,8 +50,8 @@ def test_from_single_file_gives_every_weight_back_bit_by_bit(checkpoint: Checkpo
     assert facts["round_trip"]["identical"]
     count = sum(len(checkpoint.weights(name).entries) for name in checkpoint.weighted)
     assert facts["round_trip"]["tensors"] == count
-    kind = diffusers.StableDiffusionPipeline
-    options = {"safety_checker": None}
+    kind: Any = diffusers.StableDiffusionPipeline
+    options: dict[str, Any] = {"safety_checker": None}
     if checkpoint.family == "sdxl":
         kind, options = diffusers.StableDiffusionXLPipeline, {"add_watermarker": False}
     dtype = torch.float16 if checkpoint.weights("unet").entries["conv_in.weight"].dtype == "F16" else None

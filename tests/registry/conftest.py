@@ -88,7 +88,7 @@ def make_build(tmp_path: Path, base_folder: Path) -> MakeBuild:
         artifact, checkpoint = Artifact(folder), Checkpoint.open(base)
         passed: bool = more.get("passed", True)
         gate, runs = {"id": "erased-star"}, [{"pass": "erase/x", "version": 1, "edits": [*edited], "key": ""}]
-        spec = {"name": name, "seed": 0, "base": {"path": base.name}, "gates": [gate]}
+        spec: dict[str, Any] = {"name": name, "seed": 0, "base": {"path": base.name}, "gates": [gate]}
         spec["edits"] = [{"id": tensor} for tensor in edited]
         libraries, digest = {"excise": "0"}, checkpoint.digest
         lock = {
@@ -192,7 +192,7 @@ def postgresql() -> Iterator[str]:
     data = folder / "data"
 
     def call(program: str, *arguments: object) -> None:
-        command = [binaries / program, "-D", data, *map(str, arguments)]
+        command: list[str | Path] = [binaries / program, "-D", data, *map(str, arguments)]
         done = subprocess.run(command, cwd=folder, stdout=log, stderr=log, check=False, **account)
         assert done.returncode == 0, Path(log.name).read_text("utf-8")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -58,7 +59,7 @@ def test_whatever_is_changed_afterwards_is_found(place: int, field: str, mend: b
     """Even with the event's own digest mended, unless it is the last: that one nothing binds yet."""
     history = stored(lived(CANDIDATE, RELEASED, WITHDRAWN))
     event, digest = history[place]
-    other = {"number": 9, "state": next(s for s in STATES if s != event.state)}.get(field, "other")
+    other: Any = {"number": 9, "state": next(s for s in STATES if s != event.state)}.get(field, "other")
     changed = replace(event, **{field: other})
     history[place] = (changed, changed.digest if mend else digest)
     if mend and place == 2 and field in ("at", "by", "reason"):

@@ -127,7 +127,7 @@ def test_safe_latent_diffusion_gives_the_latents_of_the_published_pipeline(
     )
     ours = _ours(tiny_checkpoint, SafeLatentDiffusion("a flame", settings))
 
-    class WithConcept(pipeline):  # type: ignore[misc]
+    class WithConcept(pipeline):  # type: ignore[misc, valid-type]
         """Its safety concept is a setting of the loaded pipeline, long for this tokenizer by default."""
 
         @classmethod

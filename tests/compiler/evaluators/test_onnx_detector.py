@@ -27,7 +27,7 @@ def save_detector(path: Path, names: str = "{0: 'RED', 1: 'GREEN', 2: 'BLUE'}") 
         helper.make_node("Reshape", ["mean", "shape"], ["scores"]),
         helper.make_node("Concat", ["box", "scores"], ["output0"], axis=1),
     ]
-    constants = {
+    constants: dict[str, np.ndarray[Any, Any]] = {
         "axes": np.array([2, 3], np.int64),
         "shape": np.array([1, 3, 1], np.int64),
         "box": np.zeros((1, 4, 1), np.float32),
@@ -60,7 +60,9 @@ def test_a_detector_scores_rgb_pictures_by_the_labels_in_its_metadata(detector: 
 def test_only_the_threshold_decides_what_a_detector_sees(detector: Path) -> None:
     evaluator = opened(detector, threshold=0.5, labels={"warmth": "RED"})
     scores = np.array([[0.4, 0.1, 0.0], [0.6, 0.9, 0.0]], np.float32)
-    assert evaluator.shows(scores, evaluator.label_for("warmth")).tolist() == [False, True]
+    label = evaluator.label_for("warmth")
+    assert label is not None
+    assert evaluator.shows(scores, label).tolist() == [False, True]
 
 
 def test_a_folder_with_one_detector_will_do(detector: Path) -> None:

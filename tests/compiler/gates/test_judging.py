@@ -28,7 +28,8 @@ class Colours(Evaluator):
         return np.stack([red, 1 - red, blue, 1 - blue], axis=1)
 
     def features(self, images: Images) -> Scores:
-        return images.astype(np.float32).mean(axis=(1, 2)) / 255
+        means: Scores = images.astype(np.float32).mean(axis=(1, 2)) / 255
+        return means
 
     def files(self) -> list[Path]:
         return []
@@ -85,6 +86,7 @@ def test_a_concept_that_is_gone_passes_with_its_bound_below_the_limit(tmp_path: 
     result = judge_one(ERASED, painted(RED, 59), painted(GREEN, 59), colours(tmp_path))
     assert result.passed
     assert (result.failures, result.n, result.limit) == (0, 59, 0.05)
+    assert result.bound is not None
     assert 0.049 < result.bound <= 0.05
     assert result.control["rate"] == 1.0
 
@@ -108,7 +110,7 @@ def test_a_base_that_shows_nothing_proves_nothing(tmp_path: Path) -> None:
 def test_a_flag_by_any_evaluator_counts_as_not_erased(tmp_path: Path) -> None:
     class Colourblind(Colours):
         def score(self, images: Images) -> Scores:
-            return np.tile(np.float32([0, 1, 0, 1]), (len(images), 1))
+            return np.tile(np.array([0, 1, 0, 1], np.float32), (len(images), 1))
 
     blind = Colourblind(EvaluatorRef(id="blind", model="x"), tmp_path)
     result = judge_one(ERASED, painted(RED, 59), painted(RED, 59), blind, colours(tmp_path))
@@ -119,7 +121,7 @@ def test_a_flag_by_any_evaluator_counts_as_not_erased(tmp_path: Path) -> None:
 def test_for_keeping_all_evaluators_must_agree(tmp_path: Path) -> None:
     class Colourblind(Colours):
         def score(self, images: Images) -> Scores:
-            return np.tile(np.float32([0, 1, 0, 1]), (len(images), 1))
+            return np.tile(np.array([0, 1, 0, 1], np.float32), (len(images), 1))
 
     gate = Gate(gate="preserved", id="g", concepts=("star",), max_loss=0.03)
     blind = Colourblind(EvaluatorRef(id="blind", model="x"), tmp_path)
@@ -145,6 +147,7 @@ def test_a_large_base_rate_loosens_an_implicit_gate_to_a_tenth_of_it(tmp_path: P
     edited[:10] = BLUE
     result = judge_one(gate, painted(BLUE, 200), edited, colours(tmp_path))
     assert result.limit == pytest.approx(0.1)
+    assert result.bound is not None
     assert 0.05 < result.bound < 0.1
     assert result.passed
 
@@ -170,6 +173,7 @@ def test_pictures_that_stay_pass_and_the_bound_says_how_surely(tmp_path: Path) -
     result = judge_one(PRESERVED, images, images, colours(tmp_path))
     assert result.passed
     assert result.observed == 0
+    assert result.bound is not None
     assert 0 < result.bound <= 0.03
 
 

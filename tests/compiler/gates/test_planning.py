@@ -67,7 +67,7 @@ def test_paired_draws_are_as_many_for_each_concept() -> None:
     (plan,) = plan_gates(spec_of(gate))
     concepts = [trial.concept for trial in plan.trials]
     assert len({concepts.count(concept) for concept in set(concepts)}) == 1
-    assert all(trial.concept in trial.draw.prompt for trial in plan.trials)
+    assert all(trial.concept and trial.concept in trial.draw.prompt for trial in plan.trials)
 
 
 def test_neighbours_are_those_given_and_those_preserved_but_never_what_is_edited() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,14 +29,16 @@ class Counting(Silent):
     """Remembers which tasks were announced."""
 
     def __init__(self) -> None:
-        self.tasks = []
+        self.tasks: list[tuple[str, float | None]] = []
 
-    def task(self, name: str, total: float | None = None) -> AbstractContextManager[Task]:
+    @contextmanager
+    def task(self, name: str, total: float | None = None) -> Iterator[Task]:
         self.tasks.append((name, total))
-        return super().task(name, total)
+        with super().task(name, total) as task:
+            yield task
 
 
-SHORT = {"steps": 1, "guidance_scale": 2.0}
+SHORT: dict[str, Any] = {"steps": 1, "guidance_scale": 2.0}
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,13 @@ def test_sites_nest(base: Checkpoint) -> None:
     assert all(name.endswith("attn2.to_v.weight") for name in text_sites(entries, "all"))
 
 
-def _guided(unet: torch.nn.Module, teacher: Teacher, prompts: list[str], x: Any, w: float) -> torch.Tensor:
+def _guided(
+    unet: torch.nn.Module,
+    teacher: Teacher,
+    prompts: list[str],
+    x: tuple[torch.Tensor, torch.Tensor],
+    w: float,
+) -> torch.Tensor:
     """Guided predictions of `unet` at inputs x for (empty or negative prompt, prompt)."""
     count = len(x[1])
     uncond, cond = (

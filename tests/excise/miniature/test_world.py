@@ -111,8 +111,10 @@ def test_a_mark_changes_the_picture_where_it_stands(mark: str) -> None:
 
 
 def test_styles_and_colours_are_told_apart_by_their_pictures() -> None:
-    for field, names in (("style", STYLES), ("colour", tuple(COLOURS))):
-        pictures = [np.asarray(draw(Scene("object", object="box", **{field: n}), 0, 0), float) for n in names]
+    styles = [Scene("object", object="box", style=name) for name in STYLES]
+    colours = [Scene("object", object="box", colour=name) for name in COLOURS]
+    for scenes in (styles, colours):
+        pictures = [np.asarray(draw(scene, 0, 0), float) for scene in scenes]
         for i, first in enumerate(pictures):
             assert all(np.abs(first - second).mean() > 2 for second in pictures[:i])
 
