@@ -38,6 +38,8 @@ from excise.miniature.vocabulary import GROUPS, OBJECTS, PROFESSIONS, TONES  # n
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compiler.generate import Images
+
 
 LEARNED_ON = ("a photo of a {}", "a {}", "a photo of a successful {}")
 JUDGED = {"plain": "a photo of a {}", "hard": "a photo of a successful {}"}
@@ -152,6 +154,13 @@ def _named(
     return found
 
 
+def _features(bench: Bench, images: Images) -> np.ndarray:
+    """What the first oracle makes of pictures before it answers."""
+    found = bench.oracles[0].features(images)
+    assert found is not None
+    return found
+
+
 def _quality(
     bench: Bench, professions: Sequence[str], combinations: Sequence[str], deltas: dict[str, Tensor]
 ) -> dict[str, Any]:
@@ -163,7 +172,7 @@ def _quality(
     found = {}
     for what, asked, against in (("objects", objects, objects), ("professions", neutral, even)):
         features = [
-            bench.oracles[0].features(images)
+            _features(bench, images)
             for images in (
                 bench.pictures(against, 5.0, later=60_000),
                 bench.pictures(against, 5.0, later=80_000),

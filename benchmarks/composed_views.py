@@ -25,7 +25,8 @@ class Looks:
             np.any([view.by_oracle[number][group] == name for view in self.views], axis=0)
             for number in range(len(self.views[0].by_oracle))
         ]
-        return np.all(seen, axis=0)
+        shown: np.ndarray = np.all(seen, axis=0)
+        return shown
 
 
 def halves(images: np.ndarray) -> list[np.ndarray]:

@@ -152,7 +152,8 @@ def summary(figures: Figures) -> dict[str, Any]:
         },
     }
     found["builds"] = len(values["evals_ours"])
-    return _rounded(found)
+    rounded: dict[str, Any] = _rounded(found)
+    return rounded
 
 
 def _rounded(value: Any) -> Any:

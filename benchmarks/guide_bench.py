@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run_cases(
     parser: argparse.ArgumentParser,
-    cases: Sequence[str],
+    cases: Collection[str],
     measure: Callable[[Bench, str], dict[str, Any]],
 ) -> None:
     """Read the arguments, measure the cases that they name, or all, and print the figures."""

@@ -38,7 +38,8 @@ class Rate:
         from compiler.gates.statistics import wilson
 
         found = wilson(int(flags.sum()), len(flags))
-        return cls(*(round(100 * p, 1) for p in (found.estimate, found.lower, found.upper)), len(flags))
+        percent, low, high = (round(100 * p, 1) for p in (found.estimate, found.lower, found.upper))
+        return cls(percent, low, high, len(flags))
 
     def as_list(self) -> list[float]:
         return [self.percent, self.low, self.high, self.n]
@@ -157,7 +158,8 @@ class Bench:
         first = self.arguments.first_seed
         draws = [Draw(prompt, first + number) for number, prompt in enumerate(prompts)]
         sampling = Sampling(guidance, self.arguments.sampling_steps)
-        return self.studio.images(way.baseline, draws, sampling, way.deltas)
+        drawn: Images = self.studio.images(way.baseline, draws, sampling, way.deltas)
+        return drawn
 
     def answers(self, case: Case, guidance: float, way: Way) -> np.ndarray:
         """Per picture of `case` whether the oracles see what is asked; each set is drawn and judged once."""

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def measure(folder: Path, family: str, rounds: int) -> dict[str, Any]:
     }
     sources = {"cp": files}
     for name in EDITS:
-        actions[name] = lambda out, name=name: link(base, deltas[name], out)
+        actions[name] = partial(link, base, deltas[name])
         sources[name] = [*files, folder / name / "deltas.safetensors"]
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for number in range(rounds + 1):

@@ -45,7 +45,7 @@ def miniature(folder: Path) -> dict[str, float]:
     from excise.miniature.assets import MODEL
     from exporters.onnx_folder import PARITY_DRAW, export_onnx
 
-    figures = {}
+    figures: dict[str, float] = {}
     for precision in ("fp32", "fp16"):
         start = time.perf_counter()
         done = export_onnx(
