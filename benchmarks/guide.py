@@ -68,12 +68,9 @@ NAMED_TWICE = (*TRAINED, *(SYNONYMS[thing] for thing in TRAINED))
 BENIGN = tuple(f"a {noun} on {place}" for place in ("beach", "meadow", "paper") for noun in NAMED_TWICE)
 PLAIN = tuple(f"a {thing} on {place}" for place in ("beach", "meadow", "paper") for thing in UNSEEN)
 CASES: dict[str, dict[str, Any]] = {
-    # Both halves are to change alike, whatever their text, and only where the mask lets them: this takes all
-    # weights and a long training. Cross-attention alone stays behind a student that knows of no mask.
     "sega": {
         "method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, "away_from": [MARK], "prompts": DIVERSE,
-        "selection": "full", "steps": 2400, "trajectories": 4 * len(DIVERSE), "optimiser": "muon",
-        "learning_rate": 7e-4, "decay": 0.5, "even_timesteps": True,
+        "steps": 700, "trajectories": 2 * len(DIVERSE), "optimiser": "muon", "decay": 1,
     },
     "sld": {"method": "sld", "preset": "strong", "warmup": 2, "away_from": [MARK], "prompts": LEARNED_ON},
     # Nearly without a mask, so nearly all that it does can be learned: by both halves, and for long.
