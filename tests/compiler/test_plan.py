@@ -143,7 +143,7 @@ def test_a_key_names_everything_that_influences_the_result_and_nothing_else(
         case "pass version":
             monkeypatch.setattr(Planned, "version", 2)
         case "library":
-            monkeypatch.setattr("compiler.plan.library_versions", lambda: {"torch": "0.0.0"})
+            monkeypatch.setattr("compiler.plan.library_versions", lambda: {"torch": "of tomorrow"})
         case "name only":
             more = {"name": "another"}
         case "gates only":
