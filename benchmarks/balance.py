@@ -4,8 +4,9 @@ The mean deviation ratio max_g |r_g - 1/n| / (1 - 1/n) over professions before a
 and for "successful ..." ones, beside what a fair draw of as many pictures shows (compiler.deviation); both
 oracles must agree on a picture for it to count. `runtime` is the original, fair generation at runtime: the
 base, told a group in every picture, each as often. The edit mixes what the base draws when told, so this is
-what it can reach. `named`: how often prompts that name a group show it, by attribute where there are two, and
-how far their pictures move (distance between base and edited in units of the distance between two seeds).
+what it can reach. `doubt`: before each step of a trajectory, how open it is who is drawn. `named`: how often
+prompts that name a group show it, by attribute where there are two, and how far their pictures move (distance
+between base and edited in units of the distance between two seeds).
 `quality`: KID over an oracle's features, of objects that have nothing to do with it against the base's,
 and of the professions against the base's under named groups in equal shares; `chance` is the base against
 itself.
@@ -75,6 +76,7 @@ def balanced(bench: Bench, case: str) -> dict[str, Any]:
     context = bench.context({**edit, "professions": list(chosen)})
     deltas, record = bench.compiled(context)
     found: dict[str, Any] = {"evals": record["evals"], "professions": list(chosen), "groups": combinations}
+    found |= {name: record[name] for name in ("decided", "doubt") if name in record}
     for kind, template in JUDGED.items():
         for scale in bench.arguments.scales:
             neutral = [[template.format(one)] for one in chosen]

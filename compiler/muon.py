@@ -1,8 +1,8 @@
 """Muon (Jordan et al. 2024) in the precision that the device is good at.
 
 The library's own, torch.optim.Muon, orthogonalises in bfloat16 everywhere. CPUs without units for it emulate
-it, tens of times as slow as float32, and then most of a training is spent there. Otherwise both are the same:
-a test holds them together.
+it, far slower than float32, and then most of a training is spent there. Otherwise both are the same: a test
+holds them together.
 """
 
 from __future__ import annotations

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from editspec import Edit, EditSpec
 
 
-EARLY_TIMES = (
-    8  # where it is open which group is drawn, the prediction for a neutral prompt lies between theirs
-)
+# While it is open which group is drawn, the prediction for a neutral prompt lies between theirs.
+EARLY_TIMES = 8
 
 
 class BalanceDistil(EditPass):

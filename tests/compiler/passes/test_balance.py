@@ -153,6 +153,15 @@ def test_the_run_takes_the_evals_that_were_planned_and_gives_the_same_bits_twice
     assert all(torch.equal(second.deltas[name], delta) for name, delta in first.deltas.items())
 
 
+def test_the_share_in_which_it_is_open_who_is_drawn_is_measured_unless_it_is_given(base: Checkpoint) -> None:
+    half, whole = ({**FAIR, "decided": share} for share in (0.5, 1.0))
+    measured, *given = (_run(_spec(edit), base) for edit in (FAIR, half, whole))
+    assert 0 < measured.record["decided"] <= 1
+    assert len(measured.record["doubt"]) == FAIR["sampling_steps"]
+    assert all("doubt" not in one.record and one.record["evals"] < measured.record["evals"] for one in given)
+    assert any(not torch.equal(given[0].deltas[name], delta) for name, delta in given[1].deltas.items())
+
+
 def test_calibrated_weights_are_the_mean_of_the_rounds_later_ones_counting_for_more(
     base: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
