@@ -8,15 +8,17 @@ needs no approximation and its warm-up is a threshold in t.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.bank_request import BankRequest, unet_calls
 from compiler.effects import Effect
+from compiler.seeds import derive
 
 # An effect that does not depend on the guidance scale is still met at other x_t under another one: with the
 # default of 7.5, trajectories take turns at 7.5, 5 and 3.
 TURNS = (1.0, 2 / 3, 2 / 5)
+HELD_OUT = 24  # trajectories on which a pass checks what it has learned
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,24 @@ class GuidedRequest:
 def scales_around(guidance_scale: float) -> tuple[float, ...]:
     """The guidance scales that trajectories take turns at, each at least 1 and each once."""
     return tuple(dict.fromkeys(max(1.0, turn * guidance_scale) for turn in TURNS))
+
+
+def held_out(request: GuidedRequest) -> GuidedRequest:
+    """`HELD_OUT` trajectories, or one for each where fewer are learned on, of other noise than `request`'s.
+
+    For prompts that are spread evenly over its own.
+    """
+    plain = request.plain
+    total = min(HELD_OUT, plain.total)
+    count = min(total, len(plain.prompts))
+    prompts = tuple(plain.prompts[len(plain.prompts) * place // count] for place in range(count))
+    share, rest = divmod(total, count)
+    trajectories = tuple(share + (place < rest) for place in range(count))
+    other = derive(plain.seed, "held out")
+    return replace(request, plain=replace(plain, prompts=prompts, trajectories=trajectories, seed=other))
+
+
+def checking_evals(request: GuidedRequest, scheduler_config: Mapping[str, Any]) -> int:
+    """U-Net evals of checking on `held_out(request)`: sampling it, both halves there before and after."""
+    held = held_out(request)
+    return held.evals(scheduler_config) + 4 * held.plain.rows(scheduler_config)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 def as_dict(artifact: Artifact) -> dict[str, Any]:
     """What was built, as JSON."""
     planned, lock, gates = artifact.read(PLAN), artifact.read(LOCK), artifact.read(GATES)
+    runs = artifact.read(EDITS)["passes"]
     grid = artifact.path(GRID)
     return {
         "ok": gates["passed"],
@@ -23,6 +24,7 @@ def as_dict(artifact: Artifact) -> dict[str, Any]:
         "passes": planned["passes"],
         "gates": gates["gates"],
         "collateral": gates.get("collateral"),
+        "faithfulness": {name: found for run in runs if (found := _found(run)) for name in run["edits"]},
         "grid": str(grid) if grid.is_file() else None,
     }
 
@@ -36,7 +38,9 @@ def show(artifact: Artifact, console: Console) -> None:
         console.print("no gates: the result carries no proof")
     _show_collateral(artifact.read(GATES).get("collateral") or {}, console)
     console.print()
-    _show_edits(artifact.read(EDITS)["passes"], console)
+    runs = artifact.read(EDITS)["passes"]
+    _show_edits(runs, console)
+    _show_faithfulness(runs, console)
     if artifact.path(GRID).is_file():
         console.print(
             f"\nbefore and after: {artifact.path(GRID)}", soft_wrap=True, highlight=False, markup=False
@@ -109,3 +113,18 @@ def _show_edits(runs: list[dict[str, Any]], console: Console) -> None:
             f"{100 * max(relative):.2f} %",
         )
     console.print(table)
+
+
+def _show_faithfulness(runs: list[dict[str, Any]], console: Console) -> None:
+    """How much of what runtime guidance changes the weights that have learned it miss."""
+    for run in runs:
+        missed = [f"{100 * one['missed']:.0f} % at guidance {one['guidance_scale']:g}" for one in _found(run)]
+        if missed:
+            told = f"of what its original changes at runtime it misses {', '.join(missed)}"
+            console.print(f"{', '.join(run['edits'])}: {told}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _found(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a pass recorded of how near it came to a runtime original, one for each guidance scale."""
+    found: list[dict[str, Any]] = run.get("record", {}).get("faithfulness", [])
+    return found

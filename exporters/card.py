@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compiler.artifact import (
     ATTESTATIONS,
     CARD,
-    DELTAS,
     EDITS,
     GATES,
     GRID,
@@ -22,7 +20,9 @@ from compiler.artifact import (
 )
 from compiler.licence import Licence
 from editspec.errors import listed
+from exporters.card_edits import beside_originals, what_was_edited
 from exporters.card_head import head
+from exporters.markdown import code, fenced, table, text
 
 LIMITS = (
     (
@@ -66,19 +66,17 @@ def write_card(artifact: Artifact) -> None:
     """Write README.md, a Hugging Face model card, from what the artifact's provenance/ says."""
     spec, lock = artifact.read(SPEC), artifact.read(LOCK)
     edits, gates = artifact.read(EDITS), artifact.read(GATES)
-    title = _text(spec["name"])
+    title = text(spec["name"])
     parts = [
         f"---\n{head(spec, lock, gates)}\n---",
         f"# {title}",
         *_rejection(gates),
         _opening(spec, lock),
         "## What was edited",
-        _edits_table(spec, edits),
-        "With these settings, defaults filled in:",
-        "\n".join(f"- {_code(edit['id'])}: {_settings(edit)}" for edit in spec["edits"]),
-        *_tensors(edits),
+        *what_was_edited(spec, edits),
         "## What was measured",
         *_gates_part(gates),
+        *beside_originals(edits),
         *(["![The same seeds before and after](" + GRID + ")"] if artifact.path(GRID).is_file() else []),
         "## Limits",
         "\n".join(f"- {limit}" for limit in (LIMITS[0], *_relearning(gates), *LIMITS[1:])),
@@ -87,7 +85,7 @@ def write_card(artifact: Artifact) -> None:
         "## How to verify",
         VERIFY,
         "## The edit spec",
-        _fenced(json.dumps(spec, indent=2, ensure_ascii=False)),
+        fenced(json.dumps(spec, indent=2, ensure_ascii=False)),
         "## Licence",
         "\n\n".join(_licence(lock)),
     ]
@@ -109,50 +107,10 @@ def _opening(spec: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
     )
 
 
-def _edits_table(spec: Mapping[str, Any], edits: Mapping[str, Any]) -> str:
-    runs = {name: run for run in edits["passes"] for name in run["edits"]}
-    rows = []
-    for edit in spec["edits"]:
-        run = runs[edit["id"]]
-        relative = [tensor["relative"] for tensor in run["tensors"] if tensor["relative"]]
-        largest = f"{max(relative):.2g}" if relative else "0"
-        together = f", with {len(run['edits']) - 1} more" if len(run["edits"]) > 1 else ""
-        rows.append(
-            [_code(edit["id"]), _subject(edit), f"{run['pass']}{together}", len(run["tensors"]), largest]
-        )
-    return _table(["edit", "what", "method", "tensors changed", "largest relative change"], rows)
-
-
-def _subject(edit: Mapping[str, Any]) -> str:
-    """What an edit is about, in a few words of the spec itself."""
-    shown = [_text(str(edit["concept"]))] if edit.get("concept") else []
-    if edit.get("aliases"):
-        shown.append(f"(also {', '.join(_text(alias) for alias in edit['aliases'])})")
-    if edit.get("anchor"):
-        shown.append(f"to {_text(edit['anchor'])}")
-    return " ".join([str(edit["edit"]), *shown])
-
-
-def _settings(edit: Mapping[str, Any]) -> str:
-    """How an edit was made: its settings that are one word or number, in the spec's own names."""
-    told = ("id", "edit", "concept", "anchor")
-    plain = {name: value for name, value in edit.items() if isinstance(value, str | int | float)}
-    return ", ".join(f"{name} {_text(str(value))}" for name, value in plain.items() if name not in told)
-
-
-def _tensors(edits: Mapping[str, Any]) -> Iterator[str]:
-    count = edits["tensors"]
-    yield (
-        f"Of {count['total']:,} tensors {count['changed']:,} changed; the other {count['copied']:,} are "
-        f"the base's, byte for byte. The exact change is in `{DELTAS}`, statistics of each tensor in "
-        f"`{EDITS}`."
-    )
-
-
 def _rejection(gates: Mapping[str, Any]) -> Iterator[str]:
     failed = [result["id"] for result in gates["gates"] if not result["passed"]]
     if failed:
-        named = ", ".join(_code(name) for name in failed)
+        named = ", ".join(code(name) for name in failed)
         yield f"> **Rejected.** These gates failed: {named}. This is kept for study; do not publish it."
 
 
@@ -162,7 +120,7 @@ def _gates_part(gates: Mapping[str, Any]) -> Iterator[str]:
         return
     rows = [
         [
-            _code(result["id"]),
+            code(result["id"]),
             "passed" if result["passed"] else "**failed**",
             *(_number(result[key], result.get("unit")) for key in ("observed", "bound", "limit")),
             _number(result["control"].get("rate")),
@@ -170,8 +128,8 @@ def _gates_part(gates: Mapping[str, Any]) -> Iterator[str]:
         ]
         for result in gates["gates"]
     ]
-    yield _table(["gate", "result", "observed", "bound", "limit", "base", "draws"], rows)
-    yield "\n".join(f"- {_code(result['id'])}: {_text(result['reason'])}" for result in gates["gates"])
+    yield table(["gate", "result", "observed", "bound", "limit", "base", "draws"], rows)
+    yield "\n".join(f"- {code(result['id'])}: {text(result['reason'])}" for result in gates["gates"])
     yield "A gate passes when the bound of its interval, not the observed value, is within the limit."
 
 
@@ -182,7 +140,7 @@ def _relearning(gates: Mapping[str, Any]) -> Iterator[str]:
         yield UNMEASURED
     for result in measured:
         found, base = result["details"], _percent(result["control"]["rate"])
-        (concept,), back = map(_text, result["plan"]["concepts"]), found["steps_to_return"]
+        (concept,), back = map(text, result["plan"]["concepts"]), found["steps_to_return"]
         rates = {point["steps"]: point["rate"] for point in found["curve"]}
         slower = [other["learning_rate"] for other in found["slower"]]
         tried = listed(f"{rate:g}" for rate in sorted([found["learning_rate"], *slower]))
@@ -201,7 +159,7 @@ def _relearning(gates: Mapping[str, Any]) -> Iterator[str]:
                 f"{_percent(rates[back])} of pictures then (before {_percent(rates[0])}, base {base}). "
                 f"It is the quickest of the learning rates tried ({tried}); other means may be quicker."
             )
-        yield f"{told} This is the gate {_code(result['id'])}; the whole curve is in `{GATES}`."
+        yield f"{told} This is the gate {code(result['id'])}; the whole curve is in `{GATES}`."
 
 
 def _percent(rate: float) -> str:
@@ -216,67 +174,43 @@ def _origin(lock: Mapping[str, Any]) -> str:
         ["spec", f"sha256 `{lock['spec']}`, in full below and in `{SPEC}`"],
         [
             "made on",
-            f"{_text(lock['device']['class'])}, " + ", ".join(f"{k} {v}" for k, v in libraries.items()),
+            f"{text(lock['device']['class'])}, " + ", ".join(f"{k} {v}" for k, v in libraries.items()),
         ],
     ]
     rebuild = (
         f"Every input is pinned in `{LOCK}`. The same spec, base, libraries and class of machine give the "
         "same weights again, byte for byte."
     )
-    return _table(["", ""], rows) + "\n\n" + rebuild
+    return table(["", ""], rows) + "\n\n" + rebuild
 
 
 def _licence(lock: Mapping[str, Any]) -> Iterator[str]:
     record, base = lock["license"], [Licence(**one) for one in lock["base"]["license"]]
     published = record["published"]
     if published:
-        link = f" ({_text(published['link'])})" if "link" in published else ""
-        yield f"Published under {_code(Licence(**published).title)}{link}."
+        link = f" ({text(published['link'])})" if "link" in published else ""
+        yield f"Published under {code(Licence(**published).title)}{link}."
     for licence in base:
         forbidden = f" It forbids {listed(licence.forbids)}." if licence.forbids else ""
         yield (
-            f"The base is under {_code(licence.title)}: as this is a derivative, the base's licence and use "
+            f"The base is under {code(licence.title)}: as this is a derivative, the base's licence and use "
             f"restrictions go on applying to it.{forbidden}"
         )
     if not base:
         yield "The base states no licence: ask its owner before you share a derivative of it."
     if record["accepted"]:
-        named = listed(_code(name) for name in record["accepted"])
+        named = listed(code(name) for name in record["accepted"])
         yield f"The publisher states in the spec to have the right to go by {named} as published here."
 
 
 def _base_name(lock: Mapping[str, Any]) -> str:
     base = lock["base"]
     if "repo" in base:
-        return f"[{_text(base['repo'])}](https://huggingface.co/{base['repo']})"
-    return f"The local checkpoint {_code(base['path'])}"
+        return f"[{text(base['repo'])}](https://huggingface.co/{base['repo']})"
+    return f"The local checkpoint {code(base['path'])}"
 
 
 def _number(value: Any, unit: str | None = None) -> str:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return "-"
     return f"{value:,} steps" if unit == "steps" else f"{value:.3g}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def _text(words: str) -> str:
-    """Words from a spec, as words: nothing in them acts as Markdown or HTML, or ends a table's cell."""
-    flat = " ".join(words.split())
-    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", flat)
-
-
-def _code(words: str) -> str:
-    """Words from a spec as inline code, safe in a table."""
-    flat = " ".join(words.split()).replace("|", "\\|")
-    ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", flat)), default=0))
-    pad = " " if "`" in flat else ""
-    return f"{ticks}{pad}{flat}{pad}{ticks}"
-
-
-def _fenced(text: str) -> str:
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{fence}json\n{text}\n{fence}"

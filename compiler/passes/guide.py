@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.bank_request import BankRequest
 from compiler.contexts import without
 from compiler.effects import Effect, effect_of
-from compiler.guided_request import GuidedRequest, scales_around
+from compiler.guided_request import GuidedRequest, checking_evals, held_out, scales_around
 from compiler.lessons import Guiding, Lesson, Reading, held, lessons_cost, too_few, too_long
 from compiler.mining import Mining, edited_words, mining_of
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class _GuidePass(EditPass):
     """One guide edit. Each step: `batch` examples of both branches together, and what is kept."""
 
-    version = 7
+    version = 8
     order = 30
     merges = False
 
@@ -76,7 +76,9 @@ class _GuidePass(EditPass):
         edit = _only(edits)
         targets = self.targets(edits, checkpoint.weights("unet").entries)
         lesson = _lesson(edit, spec.seed)
-        return lessons_cost(edit, [lesson], spec, checkpoint, targets, _together(edit))
+        cost = lessons_cost(edit, [lesson], spec, checkpoint, targets, _together(edit))
+        checking = checking_evals(_guided(lesson), checkpoint.config("scheduler"))
+        return replace(cost, evals=cost.evals + checking)
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
         edit = _only(edits)
@@ -84,7 +86,8 @@ class _GuidePass(EditPass):
         targets = self.targets(edits, context.checkpoint.weights("unet").entries)
         mining = self.mining(edits, context.spec)[edit.id]
         result = teach(edit, [lesson], targets, mining, context, _together(edit))
-        return PassResult(result.deltas, {**result.record, **_when(edit, context)})
+        facts = {**_when(edit, context), **_checked(edit, _guided(lesson), result, context)}
+        return PassResult(result.deltas, {**result.record, **facts})
 
 
 class GuideSega(_GuidePass):
@@ -137,6 +140,23 @@ def _lesson(edit: Guide, seed: int) -> Lesson:
     plain = BankRequest.of(edit, seed, guided_prompts(edit), edit.trajectories)
     scales = _scales(edit, effect)
     return Lesson(GuidedRequest(plain, effect, scales), (_reading(edit, effect, plain.prompts, scales),))
+
+
+def _guided(lesson: Lesson) -> GuidedRequest:
+    assert isinstance(lesson.request, GuidedRequest)
+    return lesson.request
+
+
+def _checked(edit: Guide, learned: GuidedRequest, result: PassResult, context: PassContext) -> dict[str, Any]:
+    """For the record: how near plain sampling comes to the original from noise that was not learned on."""
+    from compiler.faithfulness import faithfulness_of
+
+    evals = checking_evals(learned, context.checkpoint.config("scheduler"))
+    with context.progress.task(f"compare {edit.id} with its original", evals) as task:
+        scales = scales_around(edit.guidance_scale)
+        found = faithfulness_of(held_out(learned), result.deltas, scales, context)
+        task.advance(evals)
+    return {"evals": result.record["evals"] + evals, "faithfulness": found}
 
 
 def _scales(edit: Guide, effect: Effect) -> tuple[float, ...]:

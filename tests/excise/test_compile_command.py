@@ -71,6 +71,27 @@ def test_a_spec_with_both_engines_becomes_a_whole_proven_artifact(
     }
 
 
+def test_baked_guidance_is_summed_up_beside_its_original(
+    excise: Callable[..., Output], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    edit = {
+        "id": "calm", "edit": "guide", "away_from": ["crack"], "warmup": 0, "prompts": ["a house"],
+        "steps": 2, "trajectories": 2, "timesteps": 2, "sampling_steps": 2, "guidance_scale": 5,
+    }  # fmt: skip
+    spec = write_spec(tmp_path / "spec.json", tiny_checkpoint, edits=[edit], gates=[])
+    code, _, err = excise("compile", spec, "-o", tmp_path / "out")
+    (run,) = Artifact.open(tmp_path / "out").read(layout.EDITS)["passes"]
+    recorded = run["record"]["faithfulness"]
+    assert code == 0
+    assert [one["guidance_scale"] for one in recorded] == [5.0, 3.3333, 2.0]
+    assert (
+        f"calm: of what its original changes at runtime it misses {100 * recorded[0]['missed']:.0f} %" in err
+    )
+
+    _, out, _ = excise("compile", spec, "-o", tmp_path / "twin", "--json")
+    assert json.loads(out)["faithfulness"] == {"calm": recorded}
+
+
 def test_a_failed_gate_exits_with_3_and_keeps_the_artifact_aside(
     excise: Callable[..., Output], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

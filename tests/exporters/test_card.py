@@ -22,13 +22,14 @@ def gate(name: str = "erased-star", passed: bool = True, **more: Any) -> dict[st
 def card(tmp_path: Path, *, gates: tuple[dict[str, Any], ...] = (gate(),), **more: Any) -> str:
     """The card of an artifact with one edit, as text."""
     artifact = Artifact(tmp_path)
-    edit = {"id": "no-star", "edit": "erase", "concept": "star", "anchor": "shape", **more.pop("edit", {})}
+    about = {} if more.pop("bare", False) else {"concept": "star", "anchor": "shape"}
+    edit = {"id": "no-star", "edit": "erase", **about, **more.pop("edit", {})}
     base = more.pop("base", {"path": "sd15"})
     licence = more.pop("licence", {"published": {"id": "apache-2.0"}, "accepted": []})
     stated = more.pop("base_licence", [{"id": "creativeml-openrail-m"}])
     spec = {"name": "hardened", "base": base, "edits": [edit], **more}
     tensors = [{"tensor": "a", "relative": 0.01}, {"tensor": "b", "relative": 0.25}]
-    run = {"edits": [edit["id"]], "pass": "erase/closed-form", "tensors": tensors}
+    run = {"edits": [edit["id"]], "pass": "erase/closed-form", "tensors": tensors, **more.pop("run", {})}
     lock = {
         "spec": "5" * 64,
         "base": {**base, "family": "sd1", "digest": "b" * 64, "license": stated},
@@ -110,6 +111,40 @@ def test_the_card_says_how_to_verify_and_that_a_key_comes_from_elsewhere(tmp_pat
 def test_the_settings_of_every_edit_are_told(tmp_path: Path) -> None:
     text = card(tmp_path, edit={"method": "closed-form", "ridge": 0.1, "templates": ["a {}"]})
     assert "- `no-star`: method closed-form, ridge 0.1\n" in text
+
+
+KING = {"prompt": "a king", "negative_prompt": "gore"}
+TWO_SIDES = {"away_from": ["crack", {"concept": "spill", "weight": 2}], "toward": ["moon"]}
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ({"edit": "guide", **TWO_SIDES}, "away from crack and spill toward moon"),
+        ({"edit": "shift", "direction": KING}, "a king away from gore"),
+        ({"edit": "shift", "direction": [{"base_prompt": "king", "prompt": "queen"}, KING]},
+         "king to queen and a king away from gore"),
+        ({"edit": "shift", "direction": {"file": "calm.safetensors"}}, "along calm.safetensors"),
+        ({"edit": "balance", "groups": ["zan", "zin"]}, "zan and zin"),
+        ({"edit": "balance", "groups": [["dark", "light"], ["zan", "zin"]]}, "dark and light; zan and zin"),
+        ({"edit": "respond", "phrases": [{"text": "no | crack", "use": "a"}]}, r"to no \| crack"),
+    ],
+)  # fmt: skip
+def test_the_card_says_what_each_kind_of_edit_is_about(
+    edit: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    written = card(tmp_path, edit=edit, bare=True)
+    assert f"| `no-star` | {edit['edit']} {told} | " in written
+
+
+def test_guidance_that_was_baked_in_stands_beside_its_original(tmp_path: Path) -> None:
+    bins = [{"change": 0.0, "ratio": 1.0}, {"change": 0.2, "ratio": 0.41}, {"change": 0.3, "ratio": 0.28}]
+    found = {"guidance_scale": 7.5, "missed": 0.333, "bins": bins}
+    run = {"pass": "guide/sld", "record": {"faithfulness": [found]}}
+    edit = {"edit": "guide", "away_from": ["crack"]}
+    text = card(tmp_path, edit=edit, run=run, bare=True)
+    assert "| `no-star` | safe latent diffusion | 7.5 | 0.33 | 0.41 |" in text
+    assert "beside the original" not in card(tmp_path)
 
 
 def test_a_local_base_is_no_base_model_of_the_hub(tmp_path: Path) -> None:

@@ -114,6 +114,21 @@ def test_predictions_come_nearer_to_the_runtime_original_where_nothing_was_train
         assert found.ratio < 0.9
 
 
+@pytest.mark.parametrize("method", ALL)
+def test_it_records_how_near_it_comes_to_its_original_at_the_scales_of_guidance(
+    base: Checkpoint, method: str
+) -> None:
+    found = _run(_spec(ALL[method]), base).record["faithfulness"]
+    assert [one["guidance_scale"] for one in found] == [4.0, 2.6667, 1.6]
+    for bins in (one["bins"] for one in found):
+        assert sum(one["rows"] for one in bins) == SHORT["trajectories"] * SHORT["timesteps"]
+        timesteps = [at for one in bins for at in reversed(one["timesteps"])]
+        assert timesteps == sorted(timesteps, reverse=True)
+        changing = [one for one in bins if one["change"]]
+        assert changing
+        assert all(one["ratio"] == pytest.approx(one["error"] / one["change"], rel=0.02) for one in changing)
+
+
 @pytest.mark.parametrize("preserve", [{}, {"concepts": ["house"], "auto": 2}], ids=["nothing", "preserve"])
 @pytest.mark.parametrize("method", ["sega", "sld"])
 def test_the_run_takes_the_evals_that_were_planned(
