@@ -1,12 +1,12 @@
 """How near a student's plain guided predictions come to those of the teacher whose effect it has learned.
 
 Measured at the rows of a guided bank, best one that was not trained on, as a share of what the teacher itself
-changes: 0 is the teacher, 1 the unedited base. Every `guide` pass measures itself and records what it finds.
+changes: 0 is the teacher, 1 the unedited base. Passes that learn guidance measure themselves and record it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -69,22 +69,26 @@ def faithfulness(
 
 
 def faithfulness_of(
-    request: GuidedRequest, deltas: Mapping[str, Tensor], scales: Sequence[float], context: PassContext
+    request: GuidedRequest,
+    deltas: Mapping[str, Tensor],
+    scales: Sequence[float],
+    context: PassContext,
+    said: Callable[[str], str] = str,
 ) -> list[dict[str, Any]]:
     """JSON facts, one for each guidance scale, of a pass that has learned `deltas`, at the rows of `request`.
 
     `missed` is the ratio over all rows. The teacher's guidance counts from the weights as the pass has found
-    them: so it was taught.
+    them: so it was taught. `said` tells what the student reads in the place of a prompt: a phrase beside it.
     """
     from compiler.guided_bank import GuidingTeacher
     from compiler.unet import add_deltas
 
     teacher = GuidingTeacher(context)
-    bank, prompts = teacher.bank(request), teacher.encode(request.prompts)
+    bank, empty = teacher.bank(request), teacher.unconditional
     add_deltas(teacher.unet, context.upstream)
-    before = _halves(teacher.unet, bank, teacher.unconditional, prompts)
+    before = _halves(teacher.unet, bank, empty, teacher.encode(request.prompts))
     add_deltas(teacher.unet, deltas)
-    after = _halves(teacher.unet, bank, teacher.unconditional, prompts)
+    after = _halves(teacher.unet, bank, empty, teacher.encode([said(prompt) for prompt in request.prompts]))
     found = []
     for scale in scales:
         (whole,) = _compared(bank, request.effect, before, after, scale, bins=1)

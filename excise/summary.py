@@ -116,15 +116,19 @@ def _show_edits(runs: list[dict[str, Any]], console: Console) -> None:
 
 
 def _show_faithfulness(runs: list[dict[str, Any]], console: Console) -> None:
-    """How much of what runtime guidance changes the weights that have learned it miss."""
+    """How much of what guidance changes at runtime the weights that have learned it miss."""
     for run in runs:
-        missed = [f"{100 * one['missed']:.0f} % at guidance {one['guidance_scale']:g}" for one in _found(run)]
-        if missed:
-            told = f"of what its original changes at runtime it misses {', '.join(missed)}"
-            console.print(f"{', '.join(run['edits'])}: {told}", soft_wrap=True, markup=False, highlight=False)
+        missed: dict[str, list[str]] = {}
+        for one in _found(run):
+            told = f"{100 * one['missed']:.0f} % at guidance {one['guidance_scale']:g}"
+            missed.setdefault(one.get("phrase", ""), []).append(told)
+        for phrase, shares in missed.items():
+            who = f"{', '.join(run['edits'])}{f', {phrase!r}' if phrase else ''}"
+            what = f"{who}: of what its original changes at runtime it misses {', '.join(shares)}"
+            console.print(what, soft_wrap=True, markup=False, highlight=False)
 
 
 def _found(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a pass recorded of how near it came to a runtime original, one for each guidance scale."""
+    """What a pass recorded of how near it came to a runtime original, for each guidance scale."""
     found: list[dict[str, Any]] = run.get("record", {}).get("faithfulness", [])
     return found

@@ -14,6 +14,7 @@ ORIGINALS = {
     "guide/sega": "semantic guidance",
     "guide/sld": "safe latent diffusion",
     "guide/negative-prompt": "the negative prompt",
+    "respond/phrases": "what the phrase stands for",
 }
 
 
@@ -50,7 +51,7 @@ def beside_originals(edits: Mapping[str, Any]) -> Iterator[str]:
         [
             (
                 listed(code(name) for name in run["edits"]),
-                ORIGINALS[run["pass"]],
+                f"{ORIGINALS[run['pass']]}{_of(found)}",
                 f"{found['guidance_scale']:g}",
                 f"{found['missed']:.2f}",
                 f"{max((one['ratio'] for one in found['bins'] if one['change']), default=0.0):.2f}",
@@ -58,6 +59,10 @@ def beside_originals(edits: Mapping[str, Any]) -> Iterator[str]:
             for run, found in rows
         ],
     )
+
+
+def _of(found: Mapping[str, Any]) -> str:
+    return f": {text(found['phrase'])}" if "phrase" in found else ""
 
 
 def _edits_table(spec: Mapping[str, Any], edits: Mapping[str, Any]) -> str:

@@ -9,13 +9,13 @@ prompts. (METHODS, section 7; Li et al. 2024, on responsible phrases.)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from compiler.bank_request import BankRequest
 from compiler.effects import Along, Effect, effect_of
 from compiler.groups import group_names, group_shares, neutral_prompts
-from compiler.guided_request import GuidedRequest
+from compiler.guided_request import GuidedRequest, checking_evals, held_out, scales_around
 from compiler.lessons import Lesson, Reading, held, lessons_cost, quarter, too_few, too_long
 from compiler.mining import edited_words
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
@@ -38,7 +38,7 @@ class RespondPhrases(EditPass):
     """One respond edit. Each step: `batch` examples, shared by its phrases, and as many without a phrase."""
 
     name = "respond/phrases"
-    version = 4
+    version = 5
     order = 50
     merges = False
 
@@ -72,12 +72,36 @@ class RespondPhrases(EditPass):
     def cost(self, edits: Sequence[Edit], spec: EditSpec, checkpoint: Checkpoint) -> PassCost:
         edit = _only(edits)
         targets = self.targets(edits, checkpoint.weights("unet").entries)
-        return lessons_cost(edit, _lessons(edit, spec), spec, checkpoint, targets)
+        cost = lessons_cost(edit, _lessons(edit, spec), spec, checkpoint, targets)
+        checking = _checking_evals(_guided(edit, spec), checkpoint)
+        return replace(cost, evals=cost.evals + checking)
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
         edit = _only(edits)
         targets = self.targets(edits, context.checkpoint.weights("unet").entries)
-        return teach(edit, _lessons(edit, context.spec), targets, None, context)
+        result = teach(edit, _lessons(edit, context.spec), targets, None, context)
+        return PassResult(result.deltas, {**result.record, **_checked(edit, result, context)})
+
+
+def _checked(edit: Respond, result: PassResult, context: PassContext) -> dict[str, Any]:
+    """For the record: how near each phrase comes to what it stands for, from noise not learned on."""
+    guided = _guided(edit, context.spec)
+    if not guided:
+        return {}
+    from compiler.faithfulness import faithfulness_of
+
+    evals = _checking_evals(guided, context.checkpoint)
+    found, scales = [], scales_around(edit.guidance_scale)
+    with context.progress.task(f"compare {edit.id} with what it stands for", evals) as task:
+        for meaning, learned in guided:
+            facts = faithfulness_of(held_out(learned), result.deltas, scales, context, meaning.first)
+            found += [{"phrase": meaning.phrase, **one} for one in facts]
+        task.advance(evals)
+    return {"evals": result.record["evals"] + evals, "faithfulness": found}
+
+
+def _checking_evals(guided: Sequence[tuple[_Meaning, GuidedRequest]], checkpoint: Checkpoint) -> int:
+    return sum(checking_evals(learned, checkpoint.config("scheduler")) for _, learned in guided)
 
 
 @dataclass(frozen=True)
@@ -97,6 +121,10 @@ class _Meaning:
     def said(self, prompt: str) -> tuple[str, ...]:
         """The prompt with the phrase, in every way of saying it."""
         return tuple(way.format(prompt=prompt, phrase=self.phrase) for way in SAID)
+
+    def first(self, prompt: str) -> str:
+        """The prompt with the phrase, in the first of these ways."""
+        return self.said(prompt)[0]
 
 
 def _meanings(edit: Respond, spec: EditSpec) -> tuple[_Meaning, ...]:
@@ -139,6 +167,22 @@ def _lessons(edit: Respond, spec: EditSpec) -> tuple[Lesson, ...]:
     return tuple(lessons)
 
 
+def _guided(edit: Respond, spec: EditSpec) -> list[tuple[_Meaning, GuidedRequest]]:
+    """The phrases that stand for guidance, each with the trajectories that it is learned on."""
+    meanings = _meanings(edit, spec)
+    share = edit.trajectories // len(meanings)
+    return [
+        (meaning, _request(edit, meaning, meaning.does, spec.seed, share))
+        for meaning in meanings
+        if not isinstance(meaning.does, Balance)
+    ]
+
+
+def _request(edit: Respond, meaning: _Meaning, effect: Effect, seed: int, trajectories: int) -> GuidedRequest:
+    plain = BankRequest.of(edit, seed, meaning.prompts, trajectories)
+    return GuidedRequest(plain, effect, (edit.guidance_scale,))
+
+
 def _guided_lessons(
     edit: Respond, meaning: _Meaning, effect: Effect, seed: int, trajectories: int, batch: int
 ) -> Iterator[Lesson]:
@@ -147,13 +191,13 @@ def _guided_lessons(
     The effect's trajectories end without what it leads away from. A prompt without the phrase still goes
     where the base takes it, so half of what is held is held there.
     """
-    plain = BankRequest.of(edit, seed, meaning.prompts, trajectories)
+    request = _request(edit, meaning, effect, seed, trajectories)
+    plain = request.plain
     said = tuple(meaning.said(prompt) for prompt in plain.prompts)
     change, _ = effect.changes("text", edit.guidance_scale)
     name = f"phrase '{meaning.phrase}'"
     obeyed = Reading(name, said, plain.prompts, 1.0, batch, change)
     half = -(-batch // 2)
-    request = GuidedRequest(plain, effect, (edit.guidance_scale,))
     yield Lesson(request, (obeyed, *_kept(edit, name, plain.prompts, 1.0, half)))
     if own := _kept(edit, f"{name}, of the base", plain.prompts, 1.0, half):
         yield Lesson(plain, own)

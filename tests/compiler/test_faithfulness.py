@@ -80,3 +80,12 @@ def test_of_a_students_first_pass_it_says_what_comparing_with_the_bank_says(cont
     assert [one["ratio"] for one in recorded["bins"]] == pytest.approx(
         [one.ratio for one in direct], rel=1e-2
     )
+
+
+def test_a_phrase_is_read_in_the_place_of_the_prompt_and_compared_with_what_that_predicted(
+    context: PassContext,
+) -> None:
+    nothing = _bias(context, 0.0)
+    (plain,) = faithfulness_of(REQUEST, nothing, (4.0,), context)
+    (phrased,) = faithfulness_of(REQUEST, nothing, (4.0,), context, "{}, calm".format)
+    assert phrased["bins"][0]["error"] > 0 == plain["bins"][0]["error"]  # nothing is to change there

@@ -145,6 +145,9 @@ def test_guidance_that_was_baked_in_stands_beside_its_original(tmp_path: Path) -
     text = card(tmp_path, edit=edit, run=run, bare=True)
     assert "| `no-star` | safe latent diffusion | 7.5 | 0.33 | 0.41 |" in text
     assert "beside the original" not in card(tmp_path)
+    run = {"pass": "respond/phrases", "record": {"faithfulness": [{**found, "phrase": "no *gore*"}]}}
+    text = card(tmp_path, edit={"edit": "respond", "phrases": [{"text": "no *gore*"}]}, run=run, bare=True)
+    assert r"| `no-star` | what the phrase stands for: no \*gore\* | 7.5 | 0.33 | 0.41 |" in text
 
 
 def test_a_local_base_is_no_base_model_of_the_hub(tmp_path: Path) -> None:

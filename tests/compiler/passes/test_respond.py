@@ -74,7 +74,10 @@ def test_the_phrase_is_obeyed_and_the_prompt_without_it_stays(telling_checkpoint
     strong = {**WITHOUT, "direction": {**WITHOUT["direction"], "weight": 5}}
     spec = _spec({**SHORT, **longer, "phrases": [strong]})
     context = _context(spec, base)
-    deltas = RESPOND.run(spec.edits, context).deltas
+    result = RESPOND.run(spec.edits, context)
+    deltas = result.deltas
+    assert [one["guidance_scale"] for one in result.record["faithfulness"]] == [4.0, 2.6667, 1.6]
+    assert all(0 < one["missed"] < 0.8 for one in result.record["faithfulness"])  # from other noise
     teacher = GuidingTeacher(context)
     lesson, _ = _lessons(_respond(spec), spec)
     bank = teacher.bank(lesson.request)
@@ -124,6 +127,8 @@ def test_the_run_takes_the_evals_that_were_planned_and_gives_the_same_bits_twice
     first = _run(spec, base)
     assert first.record["evals"] == RESPOND.cost(spec.edits[:1], spec, base).evals == counted
     monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "another"))
+    told = {one["phrase"] for one in first.record.get("faithfulness", ())}
+    assert told == (set() if use == "fair" else {"without fire"})  # a mixture has no original to be near to
     second = _run(spec, base)
     assert second.record == first.record
     assert all(torch.equal(second.deltas[name], delta) for name, delta in first.deltas.items())
