@@ -198,7 +198,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options(parser)
-    parser.set_defaults(scales=[5.0], trials=100, sampling_steps=10)
+    parser.set_defaults(scales=[5.0], trials=100)
     parser.add_argument("--professions", type=int, default=12, help="how many of the most one-sided ones")
     parser.add_argument("--survey", type=int, default=12, help="pictures of each by which these are found")
     parser.add_argument("--pictures", type=int, default=144, help="of each set that KID compares")
