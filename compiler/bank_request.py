@@ -65,10 +65,9 @@ class BankRequest:
         """
         others = dict(zip(prompts, zip(*(also or {}).values(), strict=True), strict=True)) if also else {}
         kept = tuple(dict.fromkeys(prompts))[:trajectories]
-        share, rest = divmod(trajectories, len(kept))
         return cls(
             kept,
-            tuple(share + (number < rest) for number in range(len(kept))),
+            shared_out(trajectories, len(kept)),
             seed,
             steps=edit.sampling_steps,
             guidance_scale=edit.guidance_scale,
@@ -93,6 +92,12 @@ class BankRequest:
     def as_dict(self) -> dict[str, Any]:
         """Everything that decides the rows, beside the checkpoint: part of the content address."""
         return {"format": FORMAT, **asdict(self)}
+
+
+def shared_out(total: int, count: int) -> tuple[int, ...]:
+    """`total` in `count` whole parts that differ by one at most, the larger ones first."""
+    share, rest = divmod(total, count)
+    return tuple(share + (number < rest) for number in range(count))
 
 
 def unet_calls(scheduler_config: Mapping[str, Any], steps: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compiler.bank_request import BankRequest, unet_calls
+from compiler.bank_request import BankRequest, shared_out, unet_calls
 from compiler.effects import Effect
 from compiler.seeds import derive
 
@@ -67,10 +67,9 @@ def held_out(request: GuidedRequest) -> GuidedRequest:
     total = min(HELD_OUT, plain.total)
     count = min(total, len(plain.prompts))
     prompts = tuple(plain.prompts[len(plain.prompts) * place // count] for place in range(count))
-    share, rest = divmod(total, count)
-    trajectories = tuple(share + (place < rest) for place in range(count))
     other = derive(plain.seed, "held out")
-    return replace(request, plain=replace(plain, prompts=prompts, trajectories=trajectories, seed=other))
+    held = replace(plain, prompts=prompts, trajectories=shared_out(total, count), seed=other)
+    return replace(request, plain=held)
 
 
 def checking_evals(request: GuidedRequest, scheduler_config: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from compiler import plan as planning
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
 from compiler.device import Device
@@ -143,7 +144,7 @@ def test_a_key_names_everything_that_influences_the_result_and_nothing_else(
         case "pass version":
             monkeypatch.setattr(Planned, "version", 2)
         case "library":
-            monkeypatch.setattr("compiler.plan.library_versions", lambda: {"torch": "of tomorrow"})
+            monkeypatch.setattr(planning, "library_versions", lambda: {"torch": "of tomorrow"})
         case "name only":
             more = {"name": "another"}
         case "gates only":
