@@ -22,6 +22,7 @@ GATES = "provenance/gates.json"
 DELTAS = "provenance/deltas.safetensors"
 PARTS = "provenance/parts.safetensors"  # where several runs moved one tensor: each one's own change
 GRID = "provenance/grid.png"
+REPORT = "provenance/report.html"
 MANIFEST = "provenance/manifest.json"
 ATTESTATIONS = "provenance/attestations.intoto.jsonl"
 SIGNATURE = "model.sig"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from compiler.artifact import EDITS, GATES, GRID, LOCK, PLAN, Artifact
+from compiler.artifact import EDITS, GATES, GRID, LOCK, PLAN, REPORT, Artifact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,7 +14,7 @@ def as_dict(artifact: Artifact) -> dict[str, Any]:
     """What was built, as JSON."""
     planned, lock, gates = artifact.read(PLAN), artifact.read(LOCK), artifact.read(GATES)
     runs = artifact.read(EDITS)["passes"]
-    grid = artifact.path(GRID)
+    grid, report = artifact.path(GRID), artifact.path(REPORT)
     return {
         "ok": gates["passed"],
         "artifact": str(artifact.folder),
@@ -26,11 +26,12 @@ def as_dict(artifact: Artifact) -> dict[str, Any]:
         "collateral": gates.get("collateral"),
         "faithfulness": {name: found for run in runs if (found := _found(run)) for name in run["edits"]},
         "grid": str(grid) if grid.is_file() else None,
+        "report": str(report) if report.is_file() else None,
     }
 
 
 def show(artifact: Artifact, console: Console) -> None:
-    """Tables of gates and edits, the reasons of the gates, and where the grid is."""
+    """Tables of gates and edits, the reasons of the gates, and where pictures and report are."""
     gates = artifact.read(GATES)["gates"]
     if gates:
         _show_gates(gates, console)
@@ -41,10 +42,11 @@ def show(artifact: Artifact, console: Console) -> None:
     runs = artifact.read(EDITS)["passes"]
     _show_edits(runs, console)
     _show_faithfulness(runs, console)
-    if artifact.path(GRID).is_file():
-        console.print(
-            f"\nbefore and after: {artifact.path(GRID)}", soft_wrap=True, highlight=False, markup=False
-        )
+    console.print()
+    for what, name in (("before and after", GRID), ("report", REPORT)):
+        if artifact.path(name).is_file():
+            place = f"{what}: {artifact.path(name)}"
+            console.print(place, soft_wrap=True, highlight=False, markup=False)
 
 
 def _show_gates(gates: list[dict[str, Any]], console: Console) -> None:

@@ -14,34 +14,16 @@ from compiler.artifact import (
     GRID,
     LOCK,
     MANIFEST,
+    REPORT,
     SIGNATURE,
     SPEC,
     Artifact,
 )
-from compiler.licence import Licence
-from editspec.errors import listed
 from exporters.card_edits import beside_originals, what_was_edited
 from exporters.card_head import head
+from exporters.limits import limits
 from exporters.markdown import code, fenced, table, text
-
-LIMITS = (
-    (
-        "An edit changes what the model does with a concept; it is no proof that the model has forgotten it. "
-        "Whoever holds the weights can bring a concept back by fine-tuning on a few images, by a learned "
-        "embedding (textual inversion), or by subtracting the published change."
-    ),
-    (
-        "The gates hold for the prompts, seeds, sampler, guidance scale and evaluators named in "
-        f"`{GATES}`, at the confidence stated there, and for nothing else."
-    ),
-    "An evaluator can be wrong in both directions; a rate below its own error rate says nothing.",
-    "Concepts that are near an edited one may have changed without a gate noticing it.",
-)
-
-UNMEASURED = (
-    "How many steps of fine-tuning bring a concept back was not measured for this build: take the cost of "
-    "relearning to be small."
-)
+from exporters.origin import REBUILD, base_name, licence, origin
 
 VERIFY = f"""\
 ```sh
@@ -79,15 +61,16 @@ def write_card(artifact: Artifact) -> None:
         *beside_originals(edits),
         *(["![The same seeds before and after](" + GRID + ")"] if artifact.path(GRID).is_file() else []),
         "## Limits",
-        "\n".join(f"- {limit}" for limit in (LIMITS[0], *_relearning(gates), *LIMITS[1:])),
+        "\n".join(f"- {limit}" for limit in limits(gates)),
         "## Made from",
-        _origin(lock),
+        table(["", ""], origin(lock)),
+        REBUILD,
         "## How to verify",
         VERIFY,
         "## The edit spec",
         fenced(json.dumps(spec, indent=2, ensure_ascii=False)),
         "## Licence",
-        "\n\n".join(_licence(lock)),
+        "\n\n".join(licence(lock)),
     ]
     path = artifact.path(CARD)
     path.write_text("\n\n".join(parts) + "\n", "utf-8")
@@ -97,7 +80,7 @@ def write_card(artifact: Artifact) -> None:
 def _opening(spec: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
     count = len(spec["edits"])
     return (
-        f"{_base_name(lock)} with {count} edit{'s' if count != 1 else ''} folded into the U-Net's own "
+        f"{base_name(lock)} with {count} edit{'s' if count != 1 else ''} folded into the U-Net's own "
         f"weights by Excise {lock['libraries']['excise']}. It loads like any checkpoint; there is no adapter "
         "to leave out.\n\n"
         "```python\n"
@@ -130,84 +113,10 @@ def _gates_part(gates: Mapping[str, Any]) -> Iterator[str]:
     ]
     yield table(["gate", "result", "observed", "bound", "limit", "base", "draws"], rows)
     yield "\n".join(f"- {code(result['id'])}: {text(result['reason'])}" for result in gates["gates"])
-    yield "A gate passes when the bound of its interval, not the observed value, is within the limit."
-
-
-def _relearning(gates: Mapping[str, Any]) -> Iterator[str]:
-    """What it took to bring each concept back, as far as a gate `relearned` measured it."""
-    measured = [one for one in gates["gates"] if one["gate"] == "relearned" and one["details"].get("curve")]
-    if not measured:
-        yield UNMEASURED
-    for result in measured:
-        found, base = result["details"], _percent(result["control"]["rate"])
-        (concept,), back = map(text, result["plan"]["concepts"]), found["steps_to_return"]
-        rates = {point["steps"]: point["rate"] for point in found["curve"]}
-        slower = [other["learning_rate"] for other in found["slower"]]
-        tried = listed(f"{rate:g}" for rate in sorted([found["learning_rate"], *slower]))
-        how = f"on {found['images']} pictures"
-        if back is None:
-            told = (
-                f"{found['max_steps']} steps of fine-tuning {how} did not bring {concept} back: seen in "
-                f"{_percent(max(rates.values()))} of pictures at most (base {base}). Learning rates tried: "
-                f"{tried}. More steps, other settings or other means may bring it back."
-            )
-        elif back == 0:
-            told = f"Without fine-tuning {concept} is seen in {_percent(rates[0])} of pictures (base {base})."
-        else:
-            told = (
-                f"Fine-tuning {how} brought {concept} back after {back} steps: seen in "
-                f"{_percent(rates[back])} of pictures then (before {_percent(rates[0])}, base {base}). "
-                f"It is the quickest of the learning rates tried ({tried}); other means may be quicker."
-            )
-        yield f"{told} This is the gate {code(result['id'])}; the whole curve is in `{GATES}`."
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.0f} %"
-
-
-def _origin(lock: Mapping[str, Any]) -> str:
-    base, libraries = lock["base"], lock["libraries"]
-    pinned = f"revision `{base['revision']}`, " if "revision" in base else ""
-    rows = [
-        ["base", f"{_base_name(lock)}, {pinned}sha256 of its files `{base['digest']}`"],
-        ["spec", f"sha256 `{lock['spec']}`, in full below and in `{SPEC}`"],
-        [
-            "made on",
-            f"{text(lock['device']['class'])}, " + ", ".join(f"{k} {v}" for k, v in libraries.items()),
-        ],
-    ]
-    rebuild = (
-        f"Every input is pinned in `{LOCK}`. The same spec, base, libraries and class of machine give the "
-        "same weights again, byte for byte."
+    yield (
+        "A gate passes when the bound of its interval, not the observed value, is within the limit. Every "
+        f"prompt's counts are in `{REPORT}`, a page for a browser."
     )
-    return table(["", ""], rows) + "\n\n" + rebuild
-
-
-def _licence(lock: Mapping[str, Any]) -> Iterator[str]:
-    record, base = lock["license"], [Licence(**one) for one in lock["base"]["license"]]
-    published = record["published"]
-    if published:
-        link = f" ({text(published['link'])})" if "link" in published else ""
-        yield f"Published under {code(Licence(**published).title)}{link}."
-    for licence in base:
-        forbidden = f" It forbids {listed(licence.forbids)}." if licence.forbids else ""
-        yield (
-            f"The base is under {code(licence.title)}: as this is a derivative, the base's licence and use "
-            f"restrictions go on applying to it.{forbidden}"
-        )
-    if not base:
-        yield "The base states no licence: ask its owner before you share a derivative of it."
-    if record["accepted"]:
-        named = listed(code(name) for name in record["accepted"])
-        yield f"The publisher states in the spec to have the right to go by {named} as published here."
-
-
-def _base_name(lock: Mapping[str, Any]) -> str:
-    base = lock["base"]
-    if "repo" in base:
-        return f"[{text(base['repo'])}](https://huggingface.co/{base['repo']})"
-    return f"The local checkpoint {code(base['path'])}"
 
 
 def _number(value: Any, unit: str | None = None) -> str:

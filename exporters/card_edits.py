@@ -22,7 +22,7 @@ def what_was_edited(spec: Mapping[str, Any], edits: Mapping[str, Any]) -> Iterat
     """A table of the edits, their settings, and how much of the model they changed."""
     yield _edits_table(spec, edits)
     yield "With these settings, defaults filled in:"
-    yield "\n".join(f"- {code(edit['id'])}: {_settings(edit)}" for edit in spec["edits"])
+    yield "\n".join(f"- {code(edit['id'])}: {settings(edit)}" for edit in spec["edits"])
     count = edits["tensors"]
     yield (
         f"Of {count['total']:,} tensors {count['changed']:,} changed; the other {count['copied']:,} are "
@@ -74,12 +74,12 @@ def _edits_table(spec: Mapping[str, Any], edits: Mapping[str, Any]) -> str:
         largest = f"{max(relative):.2g}" if relative else "0"
         together = f", with {len(run['edits']) - 1} more" if len(run["edits"]) > 1 else ""
         rows.append(
-            [code(edit["id"]), _subject(edit), f"{run['pass']}{together}", len(run["tensors"]), largest]
+            [code(edit["id"]), subject(edit), f"{run['pass']}{together}", len(run["tensors"]), largest]
         )
     return table(HEAD, rows)
 
 
-def _subject(edit: Mapping[str, Any]) -> str:
+def subject(edit: Mapping[str, Any]) -> str:
     """What an edit is about, in a few words of the spec itself."""
     kind = str(edit["edit"])
     about = {"shift": _shifted, "guide": _guided, "balance": _balanced, "respond": _phrases}.get(kind, _named)
@@ -127,7 +127,7 @@ def _phrases(edit: Mapping[str, Any]) -> Iterator[str]:
     yield f"to {listed(text(one['text']) for one in edit['phrases'])}"
 
 
-def _settings(edit: Mapping[str, Any]) -> str:
+def settings(edit: Mapping[str, Any]) -> str:
     """How an edit was made: its settings that are one word or number, in the spec's own names."""
     told = ("id", "edit", "concept", "anchor")
     plain = {name: value for name, value in edit.items() if isinstance(value, str | int | float)}

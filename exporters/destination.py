@@ -54,17 +54,10 @@ def export_file(out: Path, *, needed_bytes: int, force: bool) -> Iterator[FileEx
     """
     with storage_refusals(out):
         beside = record_of(out)
-        if not out.parent.is_dir():
-            raise InputError(str(out.parent), "is not a folder", "create it, or choose another path")
         for path in (out, beside):
-            if path.is_dir():
-                raise InputError(str(path), "is a folder", "give the name of a file")
-            if os.path.lexists(path) and not force:
-                raise InputError(
-                    str(path), "exists already", "choose another path, or replace it with --force"
-                )
+            require_free(path, force)
         require_space(out, out.absolute(), needed_bytes)
-        parts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in (out, beside)]
+        parts = [_part(path) for path in (out, beside)]
         made = FileExport(parts[0])
         try:
             yield made
@@ -76,6 +69,33 @@ def export_file(out: Path, *, needed_bytes: int, force: bool) -> Iterator[FileEx
         finally:
             for part in parts:
                 part.unlink(missing_ok=True)
+
+
+def write_file(out: Path, content: bytes, *, force: bool) -> None:
+    """A file that appears whole or not at all. `InputError`: nothing was written."""
+    with storage_refusals(out):
+        require_free(out, force)
+        part = _part(out)
+        try:
+            with create(part) as sink:
+                write_all(sink, content, 0)
+            part.replace(out)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def require_free(path: Path, force: bool) -> None:
+    """`InputError` unless a file may be written at `path`; `force` lets it replace one."""
+    if not path.parent.is_dir():
+        raise InputError(str(path.parent), "is not a folder", "create it, or choose another path")
+    if path.is_dir():
+        raise InputError(str(path), "is a folder", "give the name of a file")
+    if os.path.lexists(path) and not force:
+        raise InputError(str(path), "exists already", "choose another path, or replace it with --force")
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def record_of(out: Path) -> Path:

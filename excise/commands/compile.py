@@ -59,13 +59,14 @@ def build(
     passes: Sequence[EditPass] | None = None,
     finish: Sequence[Finish] = (),
 ) -> Artifact:
-    """Compile with all that a published artifact has: model card and manifest, after `finish`."""
+    """Compile with all that a published artifact has: model card, report and manifest, after `finish`."""
     from compiler.cache import StageCache
     from compiler.device import choose
     from compiler.pipeline import compile_spec
     from compiler.progress import for_terminal
     from exporters.card import write_card
     from exporters.manifest import write_manifest
+    from exporters.report import write_report
 
     return compile_spec(
         spec,
@@ -75,5 +76,5 @@ def build(
         progress=for_terminal(),
         force=force,
         passes=passes,
-        finish=(*finish, write_card, write_manifest),
+        finish=(*finish, write_card, write_report, write_manifest),
     )
