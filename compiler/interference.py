@@ -24,18 +24,15 @@ if TYPE_CHECKING:
     from editspec import Edit, EditSpec
 
 PROMPTS = 4  # for each pass: a merged pass of a hundred edits is probed at a few of them
+PROMPTS_MADE = 32  # that a taught edit keeps, of all that was made before
 STEPS, ROWS = 10, 4  # of each trajectory
 GUIDANCE_SCALE = 5.0
-VERSION = 1  # raise it whenever the same build may give other figures
+VERSION = 2  # raise it whenever the same build may give other figures
 
 
 def probes(edits: Sequence[Edit], spec: EditSpec) -> tuple[str, ...]:
     """At most `PROMPTS` prompts that some edits are for, spread over the edits."""
-    every = [found for edit in edits if (found := prompts_of(edit, spec))]
-    listed = every[:: max(1, -(-len(every) // PROMPTS))]
-    turns = max((len(found) for found in listed), default=0)
-    taken = dict.fromkeys(found[turn] for turn in range(turns) for found in listed if turn < len(found))
-    return tuple(taken)[:PROMPTS]
+    return _in_turn([prompts_of(edit, spec) for edit in edits], PROMPTS)
 
 
 def beside(edits: Sequence[Edit], spec: EditSpec) -> tuple[str, ...]:
@@ -44,10 +41,15 @@ def beside(edits: Sequence[Edit], spec: EditSpec) -> tuple[str, ...]:
     A closed form keeps them as it finds them: of all that it does not name it would else move most what is
     most like its own concepts, and undo there what passes before it have done.
     """
-    own = {edit.id for edit in edits}
-    names = {name for edit in edits for name in _named(edit)}
-    found = dict.fromkeys(p for other in spec.edits if other.id not in own for p in prompts_of(other, spec))
-    return tuple(prompt for prompt in found if not any(f" {name} " in f" {prompt} " for name in names))
+    return tuple(dict.fromkeys(prompt for found in _of_others(edits, spec.edits, spec) for prompt in found))
+
+
+def made_already(edit: Edit, spec: EditSpec) -> tuple[str, ...]:
+    """A few such prompts of each edit that is made before this one: what a taught edit must not undo."""
+    from compiler.passes import made_before
+
+    every = _of_others([edit], made_before(edit, spec), spec)
+    return _in_turn([found[:PROMPTS] for found in every], PROMPTS_MADE)
 
 
 def interference(
@@ -111,13 +113,43 @@ def prompts_of(edit: Edit, spec: EditSpec) -> tuple[str, ...]:
     if isinstance(edit, Respond):
         return tuple(f"{prompt} {p.text}" for p in edit.phrases for prompt in edit.prompts or ("a picture",))
     assert isinstance(edit, Shift)
-    return tuple(dict.fromkeys(text for direction in edit.directions for text in _ends(direction)))
+    ends = (text for direction in edit.directions for text in _ends(direction))
+    return tuple(dict.fromkeys((*ends, *edit.prompts)))
+
+
+def _of_others(edits: Sequence[Edit], others: Sequence[Edit], spec: EditSpec) -> list[tuple[str, ...]]:
+    """For each of `others` what it is for, without what `edits` are for or name."""
+    own = {edit.id for edit in edits}
+    names = {name for edit in edits for name in _named(edit)}
+    theirs = {prompt for edit in edits for prompt in prompts_of(edit, spec)}
+    return [
+        tuple(
+            prompt
+            for prompt in prompts_of(other, spec)
+            if prompt not in theirs and not any(f" {name} " in f" {prompt} " for name in names)
+        )
+        for other in others
+        if other.id not in own
+    ]
+
+
+def _in_turn(groups: Sequence[Sequence[str]], limit: int) -> tuple[str, ...]:
+    """At most `limit` different prompts, spread over the groups, which take turns."""
+    every = [found for found in groups if found]
+    listed = every[:: max(1, -(-len(every) // limit))]
+    turns = max((len(found) for found in listed), default=0)
+    taken = dict.fromkeys(found[turn] for turn in range(turns) for found in listed if turn < len(found))
+    return tuple(taken)[:limit]
 
 
 def _named(edit: Edit) -> tuple[str, ...]:
     """The words by which prompts ask for what an edit changes."""
     if isinstance(edit, Erase | Ablate):
         return (edit.concept, *edit.aliases)
+    if isinstance(edit, Guide):
+        return tuple(guided.concept for guided in (*edit.away_from, *edit.toward))
+    if isinstance(edit, Respond):
+        return tuple(phrase.text for phrase in edit.phrases)
     return edit.professions if isinstance(edit, Balance) else ()
 
 

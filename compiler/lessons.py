@@ -8,13 +8,14 @@ the passes before it and undoes none. Nothing at the top of this module imports 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from compiler.bank_request import BankRequest
 from compiler.guided_request import GuidedRequest
-from compiler.keep import keep_requests
+from compiler.interference import made_already
+from compiler.keep import keep_requests, trajectories_of_a_concept
 from compiler.passes import PassCost
 from compiler.unet import training_memory
 from compiler.windows import over_window
@@ -172,6 +173,8 @@ def kept_lessons(
 ) -> tuple[Lesson, ...]:
     """What the spec and the edit preserve, and mined neighbours: `batch` examples a step together.
 
+    A quarter more are of prompts that earlier edits are for: as these left them, so that they are not undone.
+
     With `together`, half as many in guided predictions at these scales, and neither half by itself: at high
     noise no x_t tells a preserved concept from any other, so an empty prompt that is held there cannot learn
     what it should everywhere, and one that does learn would move preserved concepts the other way.
@@ -189,7 +192,18 @@ def kept_lessons(
             continue
         empty = held(f"{name}, empty", (None,) * len(prompts), weight, quarter(batch))
         lessons.append(Lesson(request, (held(name, prompts, weight, batch), empty)))
-    return tuple(lessons)
+    return (*lessons, *_made(edit, spec, together))
+
+
+def _made(edit: TaughtEdit, spec: EditSpec, together: tuple[float, ...]) -> Iterator[Lesson]:
+    prompts = made_already(edit, spec)
+    if not prompts or not edit.keep_weight:
+        return
+    total = len(prompts) * max(1, trajectories_of_a_concept(edit) // 2)
+    kept = held("made before", prompts, edit.keep_weight, quarter(edit.batch))
+    if together:
+        kept = replace(kept, guided=Guiding(together, 0.0, halves=0.0))
+    yield Lesson(BankRequest.of(edit, spec.seed, prompts, total), (kept,))
 
 
 def evals_before(lessons: Sequence[Lesson], checkpoint: Checkpoint) -> int:

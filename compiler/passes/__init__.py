@@ -159,6 +159,17 @@ class EditPass(ABC):
         """Compute the changes. Deterministic in everything that its cache key names."""
 
 
+def made_before(edit: Edit, spec: EditSpec) -> tuple[Edit, ...]:
+    """The spec's edits that passes compile before the one that compiles `edit`."""
+
+    def turn(place: int, other: Edit) -> tuple[int, str, int]:
+        engine = next(engine for engine in discover() if engine.accepts(other))
+        return engine.order, engine.name, place
+
+    turns = {other.id: turn(place, other) for place, other in enumerate(spec.edits)}
+    return tuple(other for other in spec.edits if turns[other.id] < turns[edit.id])
+
+
 @cache
 def discover() -> tuple[EditPass, ...]:
     """Every pass in this folder, in running order. A file that cannot be imported breaks the program."""

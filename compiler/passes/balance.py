@@ -42,7 +42,7 @@ class BalanceDistil(EditPass):
     """
 
     name = "balance/distil"
-    version = 10
+    version = 11
     order = 40
     merges = False
 

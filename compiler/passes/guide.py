@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class _GuidePass(EditPass):
     """One guide edit. Each step: `batch` examples of both branches together, and what is kept."""
 
-    version = 8
+    version = 9
     order = 30
     merges = False
 

@@ -38,7 +38,7 @@ class RespondPhrases(EditPass):
     """One respond edit. Each step: `batch` examples, shared by its phrases, and as many without a phrase."""
 
     name = "respond/phrases"
-    version = 5
+    version = 6
     order = 50
     merges = False
 

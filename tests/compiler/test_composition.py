@@ -12,7 +12,7 @@ import torch
 from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
 from compiler.device import choose
-from compiler.interference import PROMPTS, beside, probes
+from compiler.interference import PROMPTS, PROMPTS_MADE, beside, made_already, probes
 from compiler.pipeline import compile_spec
 from compiler.plan import make_plan
 from editspec import EditSpec, parse_spec
@@ -75,6 +75,9 @@ def test_all_kinds_compile_together_and_say_how_much_they_disturb_each_other(
         assert measured["done"] > 0
         assert measured["later"] > 0
         assert measured["ratio"] == pytest.approx(measured["later"] / measured["done"], rel=1e-2)
+    for entry in record["passes"]:
+        if entry["pass"].startswith(("guide", "balance/distil", "respond")):
+            assert entry["record"]["evals"] == entry["evals"], "what is kept of other edits is planned"
     base, edited = (Checkpoint.open(folder).weights("unet") for folder in (tiny_checkpoint, artifact.folder))
     moved = {name for name in base.entries if not torch.equal(base.read(name), edited.read(name))}
     assert 0 < len(moved) <= record["tensors"]["changed"]
@@ -102,3 +105,40 @@ def test_what_other_edits_are_for_is_known_beside_an_edit_unless_it_names_what_t
     assert any("flame" in prompt for prompt in found)
     assert not any("star" in prompt for prompt in found)
     assert "a nurse" not in beside([by_id["solved"]], spec)
+
+
+def test_a_taught_edit_keeps_what_earlier_edits_are_for_and_nothing_of_its_own(tiny_checkpoint: Path) -> None:
+    spec = _spec(tiny_checkpoint)
+    by_id = {edit.id: edit for edit in spec.edits}
+    assert all("flame" in prompt for prompt in made_already(by_id["guard"], spec))
+    assert "a house" in made_already(by_id["fair"], spec), "what the guide before it is for"
+    of_phrases = made_already(by_id["phrases"], spec)
+    assert {"a house", "a baker"} <= set(of_phrases)
+    assert not any("without crack" in prompt for prompt in of_phrases)
+    assert not any("star" in prompt for prompt in of_phrases), "closed forms come later"
+    assert made_already(by_id["no-flame"], spec) == ()
+
+
+def test_what_a_taught_edit_keeps_of_others_is_part_of_its_cost(tiny_checkpoint: Path) -> None:
+    whole = _spec(tiny_checkpoint)
+    alone = parse_spec(json.dumps({**whole.document, "edits": [EDITS[4]]}))
+    base = Checkpoint.open(tiny_checkpoint)
+    (by_itself,), among_others = (
+        [
+            planned.evals
+            for planned in make_plan(spec, base, StageCache(), choose("cpu")).passes
+            if planned.ids == ("guard",)
+        ]
+        for spec in (alone, whole)
+    )
+    sampled = len(made_already(whole.edits[4], whole)) * SHORT["sampling_steps"] * 2
+    assert among_others[0] >= by_itself + sampled
+
+
+def test_many_earlier_edits_take_turns_in_few_prompts(tiny_checkpoint: Path) -> None:
+    words = ["sixstar", "moon", "circle", "square", "triangle", "heart", "cross", "ring", "arrow", "tree"]
+    erased = [{"id": f"no-{word}", "edit": "erase", "concept": word, **SHORT} for word in words]
+    spec = parse_spec(json.dumps({**_spec(tiny_checkpoint).document, "edits": [*erased, EDITS[4]]}))
+    kept = made_already(spec.edits[-1], spec)
+    assert len(kept) == PROMPTS_MADE
+    assert all(any(word in prompt.split() for prompt in kept) for word in words)
