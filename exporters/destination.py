@@ -79,6 +79,7 @@ def write_file(out: Path, content: bytes, *, force: bool) -> None:
         try:
             with create(part) as sink:
                 write_all(sink, content, 0)
+                os.fsync(sink.fileno())
             part.replace(out)
         finally:
             part.unlink(missing_ok=True)
