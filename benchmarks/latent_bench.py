@@ -224,14 +224,18 @@ def contexts(mark: str) -> list[str]:
 
 
 def kept(mark: str, times: int) -> list[str]:
-    """Scenes that show every object, style and colour, and the other marks' nouns `times` each."""
+    """Scenes that show every object, style and colour, and the other marks' nouns `times` each, up to 12."""
     from excise.miniature.vocabulary import COLOURS, MARKS, OBJECTS, STYLES
 
     colours = tuple(COLOURS)
     scenes = [f"{STYLES[i % 8]} {colours[i % 6]} {name}" for i, name in enumerate(OBJECTS)]
     styled = [f"{style} {OBJECTS[(7 * i + 5) % 12]}" for i, style in enumerate(STYLES)]
     nouns = [noun for words in MARKS.values() if words.name != mark for noun in words.nouns * times]
-    return scenes + styled + [f"{OBJECTS[5 * i % 12]} with {noun}" for i, noun in enumerate(nouns)]
+    marked: list[str] = []
+    for i, noun in enumerate(nouns):
+        further = (f"{OBJECTS[(5 * i + step) % 12]} with {noun}" for step in range(12))
+        marked.append(next(scene for scene in further if scene not in marked))
+    return scenes + styled + marked
 
 
 def _marks(mark: str, prompts: Sequence[str], each: int) -> Case:
