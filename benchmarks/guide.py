@@ -81,8 +81,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     # Every prompt is to lack the mark and to stay as it is otherwise, so it is learned on many.
     "negative-prompt": {
-        "method": "negative-prompt", "away_from": [MARK], "prompts": DIVERSE, "steps": 1000,
-        "trajectories": 4 * len(DIVERSE), "optimiser": "muon", "decay": 1, "even_timesteps": True,
+        "method": "negative-prompt", "away_from": [MARK], "prompts": DIVERSE, "steps": 3000,
+        "trajectories": 6 * len(DIVERSE), "optimiser": "muon", "decay": 0.5, "even_timesteps": True,
     },
     "toward": {
         "method": "sega", "scale": 7, "warmup": 2, "threshold": 0.85, "prompts": BENIGN, "toward": [MARK],
