@@ -31,14 +31,19 @@ def what_was_edited(spec: Mapping[str, Any], edits: Mapping[str, Any]) -> Iterat
     )
 
 
-def beside_originals(edits: Mapping[str, Any]) -> Iterator[str]:
-    """How much of what runtime guidance changes the weights that have learned it miss."""
-    rows = [
+def faithfulness(edits: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Each pass that has a runtime original, with what it recorded of how near it came, scale by scale."""
+    return [
         (run, found)
         for run in edits["passes"]
         for found in run.get("record", {}).get("faithfulness", ())
         if run["pass"] in ORIGINALS
     ]
+
+
+def beside_originals(edits: Mapping[str, Any]) -> Iterator[str]:
+    """How much of what runtime guidance changes the weights that have learned it miss."""
+    rows = faithfulness(edits)
     if not rows:
         return
     yield (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.artifact import EDITS, GATES, GRID, LOCK, REPORT, SPEC, Artifact
 from exporters import charts
 from exporters.card import VERIFY
-from exporters.card_edits import ORIGINALS, settings, subject
+from exporters.card_edits import ORIGINALS, faithfulness, settings, subject
 from exporters.card_head import METRICS
 from exporters.limits import limits
 from exporters.origin import REBUILD, base_name, licence, origin
@@ -58,7 +58,7 @@ def page(artifact: Artifact, picture: str) -> str:
         base=base_name(lock),
         what=METRICS,
         edited=[_edited(edit, runs) for edit in spec["edits"]],
-        originals=[(run, one) for run in runs for one in _faithfulness(run)],
+        originals=faithfulness(edits),
         original_of=ORIGINALS,
         interference=[(run, run["interference"]) for run in runs if run.get("interference")],
         collateral=(gates.get("collateral") or {}).get("concepts", []),
@@ -90,11 +90,6 @@ def _edited(edit: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
         "mean": sum(relative) / len(relative),
         "largest": max(relative),
     }
-
-
-def _faithfulness(run: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = run.get("record", {}).get("faithfulness", [])
-    return found if run["pass"] in ORIGINALS else []
 
 
 @cache

@@ -162,9 +162,8 @@ class EditPass(ABC):
 def made_before(edit: Edit, spec: EditSpec) -> tuple[Edit, ...]:
     """The spec's edits that passes compile before the one that compiles `edit`."""
 
-    def turn(place: int, other: Edit) -> tuple[int, str, int]:
-        engine = next(engine for engine in discover() if engine.accepts(other))
-        return engine.order, engine.name, place
+    def turn(place: int, other: Edit) -> tuple[int, int]:
+        return next(number for number, engine in enumerate(discover()) if engine.accepts(other)), place
 
     turns = {other.id: turn(place, other) for place, other in enumerate(spec.edits)}
     return tuple(other for other in spec.edits if turns[other.id] < turns[edit.id])

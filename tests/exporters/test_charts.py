@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_records import gate
 
-from exporters.charts import WIDTH, columns, curve, gate_bar, pair_bar
+from exporters.charts import HEIGHT, TALLEST, WIDTH, columns, curve, gate_bar, pair_bar
 
 SHARES = st.floats(0, 1)
 
@@ -53,12 +53,10 @@ def test_what_lies_outside_is_drawn_at_the_end(share: float) -> None:
 
 @given(st.lists(st.floats(0, 5), max_size=12))
 def test_columns_are_as_high_as_their_ratios_up_to_where_they_are_cut(ratios: list[float]) -> None:
-    heights = [float(one["height"]) for one in shapes(columns(ratios), "edited")]
     (level,) = shapes(columns(ratios), "limit")
-    assert [height > 36 - float(level["y1"]) + 0.06 for height in heights] == [
-        r > 1.003 for r in ratios
-    ] or any(0.99 < r < 1.01 for r in ratios)
-    assert all(height <= 36 for height in heights)
+    one = 2 * HEIGHT - float(level["y1"])
+    heights = [float(column["height"]) for column in shapes(columns(ratios), "edited")]
+    assert heights == pytest.approx([one * min(TALLEST, ratio) for ratio in ratios], abs=0.1)
 
 
 def test_two_shares_are_two_bars() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 PROMPTS = ("a star", "a photo of a red moon")
 STEPS = 8
 GUIDANCE_SCALE = 4.0
-DEPRECATED = "diffusers.pipelines.deprecated"
 
 
 def _noise() -> torch.Tensor:
@@ -65,16 +63,6 @@ def _theirs(folder: Path, pipeline: Any, **options: Any) -> torch.Tensor:
     return found[-1]
 
 
-def _pipeline(module: str, name: str) -> Any:
-    try:
-        found = importlib.import_module(f"{DEPRECATED}.{module}")
-    except ModuleNotFoundError as error:  # diffusers will drop what it has deprecated
-        if not (error.name or "").startswith("diffusers."):
-            raise
-        pytest.skip(f"this diffusers has no {name}")
-    return getattr(found, name)
-
-
 CONCEPTS = {
     "one concept": (SegaConcept(away=True, scale=7, warmup=2, threshold=0.85),),
     "two, of which one warms up longer and one ends": (
@@ -88,13 +76,13 @@ CONCEPTS = {
 def test_semantic_guidance_gives_the_latents_of_the_published_pipeline(
     tiny_checkpoint: Path, concepts: tuple[SegaConcept, ...]
 ) -> None:
-    pipeline = _pipeline("semantic_stable_diffusion.pipeline_semantic_stable_diffusion",
-                         "SemanticStableDiffusionPipeline")  # fmt: skip
+    from diffusers import SemanticStableDiffusionPipeline
+
     texts = ("a flame", "spill")[: len(concepts)]
     ours = _ours(tiny_checkpoint, SemanticGuidance(texts, Sega(concepts=concepts, momentum_scale=0.4)))
     theirs = _theirs(
         tiny_checkpoint,
-        pipeline,
+        SemanticStableDiffusionPipeline,
         output_type="latent",
         editing_prompt=list(texts),
         reverse_editing_direction=[concept.away for concept in concepts],
@@ -113,10 +101,10 @@ def test_semantic_guidance_gives_the_latents_of_the_published_pipeline(
 def test_safe_latent_diffusion_gives_the_latents_of_the_published_pipeline(
     tiny_checkpoint: Path, preset: str
 ) -> None:
-    pipeline = _pipeline("stable_diffusion_safe.pipeline_stable_diffusion_safe",
-                         "StableDiffusionPipelineSafe")  # fmt: skip
-    config = importlib.import_module(f"{DEPRECATED}.stable_diffusion_safe").SafetyConfig
-    options = {**getattr(config, preset)}
+    from diffusers import StableDiffusionPipelineSafe
+    from diffusers.pipelines.deprecated.stable_diffusion_safe import SafetyConfig
+
+    options = {**getattr(SafetyConfig, preset)}
     options["sld_warmup_steps"] = min(options["sld_warmup_steps"], 3)
     settings = Sld(
         scale=options["sld_guidance_scale"],
@@ -127,7 +115,7 @@ def test_safe_latent_diffusion_gives_the_latents_of_the_published_pipeline(
     )
     ours = _ours(tiny_checkpoint, SafeLatentDiffusion("a flame", settings))
 
-    class WithConcept(pipeline):  # type: ignore[misc, valid-type]
+    class WithConcept(StableDiffusionPipelineSafe):  # type: ignore[misc]
         """Its safety concept is a setting of the loaded pipeline, long for this tokenizer by default."""
 
         @classmethod
