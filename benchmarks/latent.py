@@ -157,7 +157,7 @@ def folded_equals_hook(bench: Bench) -> float:
         x = gaussian((count, channels, scale * height, scale * width), 7, "equality", scale, count)
         inputs = torch.cat([x, x]), torch.full((2 * count,), 500.0)
         text = teacher.unconditional.expand(count).join(teacher.encode([f"a {LEARNED_ON}"]).expand(count))
-        with torch.no_grad(), SiteVectors(found.vectors).hooked(teacher.unet):
+        with torch.no_grad(), SiteVectors(found.vectors, gate=found.gate).hooked(teacher.unet):
             expected = predict(teacher.unet, *inputs, text)
         with torch.no_grad():
             worst = max(worst, float((predict(folded, *inputs, text) - expected).abs().max()))

@@ -121,6 +121,7 @@ class Bench:
             "sites": "all" if sites == "gated" else sites,
             "gated": sites == "gated",
             **self.arguments.edit,
+            **({} if sites == self.arguments.sites[0] else {"words": False}),
             **({} if steps is None else {"steps": steps}),
         }
         document = {

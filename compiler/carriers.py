@@ -1,4 +1,4 @@
-"""What carries a shift in the U-Net: existing biases, or text values that the empty prompt leaves shut."""
+"""What carries a shift in the U-Net: existing biases, text values that a gate opens, or both together."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from compiler.text import TextEncoder
-
-NULL = 1e-5  # singular values below this part of the largest count as zero
-RIDGE = 1e-2  # of the mean energy of the fitted tokens
-
 
 class Carrier(ABC):
     """Turns vectors, by tensor name, into changes of U-Net tensors; differentiable."""
@@ -20,25 +15,21 @@ class Carrier(ABC):
     both_halves: bool
     """Whether the empty half of classifier-free guidance moves with the other."""
 
+    gate: Tensor | None = None
+    """(text width,): what the vectors of value matrices are multiplied with, where there are any."""
+
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
 
     @abstractmethod
-    def length(self, weight: Tensor) -> int:
-        """Length of the vector that belongs to a tensor."""
-
-    @abstractmethod
     def deltas(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Changes in the tensors' own shapes."""
+        """Changes in the tensors' own shapes: of vectors that are as long as what the tensors give."""
 
 
 class Biases(Carrier):
     """Vectors are added to bias vectors: a bias acts in both halves of classifier-free guidance."""
 
     both_halves = True
-
-    def length(self, weight: Tensor) -> int:
-        return len(weight)
 
     def deltas(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(vectors)
@@ -54,34 +45,25 @@ class TextGate(Carrier):
 
     def __init__(self, names: Sequence[str], gate: Tensor) -> None:
         super().__init__(names)
-        self.gate = gate
-
-    def length(self, weight: Tensor) -> int:
-        return weight.shape[0]
+        self.gate: Tensor = gate
 
     def deltas(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: torch.outer(vector, self.gate) for name, vector in vectors.items()}
+        return {name: carried(vector, name, self.gate) for name, vector in vectors.items()}
 
 
-def text_gate(text: TextEncoder, prompts: Sequence[str]) -> Tensor:
-    """The gate k of (text width,): k e = 0 for every position of the empty prompt, k e = 1 fitted on words.
+class BiasesAndWords(TextGate):
+    """Vectors are added to biases and, times a gate that some words open, to value matrices.
 
-    Least squares over the tokens of `prompts` after the first, padding included, in the null space of the
-    empty prompt's embeddings, in float64. Raises ValueError where the text width leaves no null space.
+    A bias is the same whatever the prompt says, so it takes what is much alike along; what only some words
+    open does not.
     """
-    empty = text.encode([""])[0].double()
-    _, sizes, rows = torch.linalg.svd(empty, full_matrices=True)
-    rank = int((sizes > NULL * sizes[0]).sum()) if len(sizes) else 0
-    null = rows[rank:]
-    if not len(null):
-        raise ValueError("the empty prompt's embeddings fill the whole text width")
-    words = text.encode([prompt for prompt in prompts if prompt])[:, 1:].double().flatten(0, 1)
-    inside = words @ null.T
-    square = inside.T @ inside
-    ridge = RIDGE * square.diagonal().mean()
-    fitted = torch.linalg.solve(
-        square + ridge * torch.eye(len(square), dtype=square.dtype, device=square.device),
-        inside.sum(0),
-    )
-    gate: Tensor = (fitted @ null).float()
-    return gate
+
+    both_halves = True
+
+
+def carried(vector: Tensor, name: str, gate: Tensor | None) -> Tensor:
+    """The change of the tensor `name`: of a bias the vector itself, of a value matrix vector x gate."""
+    if name.endswith(".bias"):
+        return vector
+    assert gate is not None
+    return torch.outer(vector, gate)

@@ -1,8 +1,8 @@
 """A direction as a value and as a small file of its own: vectors for existing weights, and their origin.
 
-The file is safetensors: one fp32 vector for each bias (or, text-gated, for each value matrix, and the gate)
-under the U-Net's own names, and one metadata key with the facts as JSON, so that equal directions are equal
-bytes. Reading names and facts needs no torch.
+The file is safetensors: one fp32 vector for each bias and, where text opens a gate, each value matrix, under
+the U-Net's own names; the gate; and one metadata key with the facts as JSON, so that equal directions are
+equal bytes. Reading names and facts needs no torch.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ GATE = "gate"
 class Found:
     """A direction: fp32 vectors by U-Net tensor name, as learned for strength 1; JSON facts about it.
 
-    A vector of a bias has the bias's length. With `gate` (text width,) the vectors (out,) belong to value
-    matrices (out, text width), to which vector x gate is added.
+    A vector of a bias has the bias's length, one of a value matrix (out, text width) is (out,) and multiplied
+    with `gate` (text width,).
     """
 
     vectors: Mapping[str, Tensor]
@@ -38,11 +38,9 @@ class Found:
 
     def deltas(self, strength: float = 1.0) -> dict[str, Tensor]:
         """Changes of U-Net tensors at this strength, negative too; fp32."""
-        import torch
+        from compiler.carriers import carried
 
-        if self.gate is None:
-            return {name: strength * vector for name, vector in self.vectors.items()}
-        return {name: strength * torch.outer(vector, self.gate) for name, vector in self.vectors.items()}
+        return {name: strength * carried(vector, name, self.gate) for name, vector in self.vectors.items()}
 
 
 def save_direction(direction: Found, path: Path) -> None:
@@ -93,7 +91,7 @@ def misfit(entries: Mapping[str, TensorEntry], unet: Mapping[str, TensorEntry]) 
         target = unet.get(name)
         if target is None:
             return f"this base has no '{name}'"
-        wanted = entry.shape if gate is None else (*entry.shape, *gate.shape)
+        wanted = entry.shape if gate is None or name.endswith(".bias") else (*entry.shape, *gate.shape)
         if tuple(target.shape) != tuple(wanted):
             return f"'{name}' is {list(target.shape)} in this base, the direction is for {list(wanted)}"
     return None

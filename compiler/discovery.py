@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.bank_request import BankRequest
+from compiler.carrying import carrier_of, carrying, opening_words
 from compiler.keep import keep_requests
 from compiler.mining import Mining, edited_words, mined, mining_of
 from compiler.shift_cost import learning_evals
-from compiler.sites import bias_sites, group_names, text_sites
+from compiler.sites import group_names
 from compiler.versions import library_versions
 from editspec.errors import InputError
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from compiler.conditioning import Conditioning
     from compiler.directions import Found
     from compiler.passes import PassContext
-    from compiler.safetensors_file import TensorEntry
     from compiler.shift import Learned
     from compiler.shift_examples import Part, Vectors
     from compiler.teacher import Teacher
@@ -45,11 +45,6 @@ TURNS = (
     2 / 3,
     2 / 5,
 )  # of the guidance scale: with the default of 7.5, examples take turns at 7.5, 5, 3
-
-
-def carrying(edit: Shift, entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
-    """Names of the U-Net tensors that a discovered direction of `edit` is carried by."""
-    return (text_sites if edit.gated else bias_sites)(entries, edit.sites)
 
 
 def scales(edit: Shift) -> tuple[float, ...]:
@@ -85,7 +80,7 @@ def discovery_evals(edit: Shift, direction: Direction, spec: EditSpec, checkpoin
     own, keep = own_request(edit, direction, spec.seed), keep_requests(edit, spec, neighbours=())
     banks = sum(request.evals(scheduler) for request in (own, *keep))
     names = carrying(edit, checkpoint.weights("unet").entries)
-    pieces = 0 if edit.gated else len(group_names(names))
+    pieces = len(group_names([name for name in names if name.endswith(".bias")]))
     means = 0 if edit.gated else 2 * MEAN_ROWS * len(own.also)
     return banks + means + _learning_evals(edit, bool(keep), pieces)
 
@@ -144,7 +139,8 @@ def _discovered(edit: Shift, direction: Direction, context: PassContext) -> Foun
     bank, kept = teacher.bank(own), [teacher.bank(request) for request in keep]
     number = {text: place + 1 for place, text in enumerate(texts)}  # row 0 is the unconditional one
     prompts = teacher.unconditional.join(teacher.encode(texts))
-    carrier = _carrier(edit, texts, context)
+    still = tuple(dict.fromkeys(text for request in keep for text in request.prompts))
+    carrier = carrier_of(edit, direction, own.prompts, still, context)
     parts = _parts(edit, bank, kept, number)
     evals = sum(request.evals(teacher.scheduler.config) for request in (own, *keep))
     pieces: list[Vectors] = []
@@ -161,9 +157,10 @@ def _discovered(edit: Shift, direction: Direction, context: PassContext) -> Foun
     facts = {
         **{k: v for k, v in asdict(direction).items() if v is not None and k != "weight"},
         "prompts": list(own.prompts),
-        "kept_prompts": sorted({text for request in keep for text in request.prompts}),
+        "kept_prompts": sorted(still),
         "sites": edit.sites,
         "gated": edit.gated,
+        **({"words": list(opening_words(direction, own.prompts, still))} if edit.words else {}),
         "overshoot": edit.overshoot,
         "guidance_scales": list(scales(edit)),
         "base": context.checkpoint.digest,
@@ -173,8 +170,7 @@ def _discovered(edit: Shift, direction: Direction, context: PassContext) -> Foun
         "loss_measured": {name: float(f"{value:.5g}") for name, value in done.measured.items()},
         "loss": summary(done.curve),
     }
-    gate = getattr(carrier, "gate", None)
-    return Found(done.vectors, facts, None if gate is None else gate.cpu())
+    return Found(done.vectors, facts, None if carrier.gate is None else carrier.gate.cpu())
 
 
 def _learn(
@@ -206,19 +202,6 @@ def direction_mining(edit: Shift, direction: Direction, spec: EditSpec) -> Minin
 def _texts(request: BankRequest) -> tuple[str, ...]:
     """Every prompt that a bank is of, or has further predictions of."""
     return (*request.prompts, *(text for texts in request.also.values() for text in texts))
-
-
-def _carrier(edit: Shift, texts: Sequence[str], context: PassContext) -> Carrier:
-    from compiler.carriers import Biases, TextGate, text_gate
-
-    names = carrying(edit, context.checkpoint.weights("unet").entries)
-    if not edit.gated:
-        return Biases(names)
-    try:
-        return TextGate(names, text_gate(context.text(), texts))
-    except ValueError as error:
-        what = f"this base cannot be gated by its text: {error}"
-        raise InputError(f"{context.spec.pointer(edit)}/gated", what, "leave 'gated' out") from error
 
 
 def _parts(edit: Shift, bank: Bank, kept: Sequence[Bank], number: Mapping[str, int]) -> list[Part]:
@@ -272,7 +255,7 @@ def _mean_pieces(
     asked = [bank.prompts[p] for p in bank.column("prompt")[rows].tolist()]
     device = prompts.hidden.device
     inputs = bank.take("model_input", rows).to(device), bank.take("timestep", rows).to(device)
-    groups = group_names(carrier.names)
+    groups = group_names([name for name in carrier.names if name.endswith(".bias")])
     names = [name for group in groups.values() for name in group]
 
     def means(read: Sequence[int]) -> Vectors:
@@ -289,6 +272,7 @@ def _mean_pieces(
         for site in names:
             change = factor * (moved[site] - still[site])
             wanted[site] = wanted[site] + change if site in wanted else change
-    zeros = {name: torch.zeros_like(teacher.unet.get_parameter(name)) for name in carrier.names}
+    weights = {name: teacher.unet.get_parameter(name) for name in carrier.names}
+    zeros = {name: weight.new_zeros(len(weight)) for name, weight in weights.items()}
     pieces = [{**zeros, **piece} for piece in pieces_of(wanted, groups)]
     return pieces, 2 * MEAN_ROWS * len(own.also)

@@ -113,7 +113,7 @@ class Student:
 
     def zeros(self) -> Vectors:
         """The vectors that change nothing."""
-        return {name: weight.new_zeros(self.carrier.length(weight)) for name, weight in self.weights.items()}
+        return {name: weight.new_zeros(len(weight)) for name, weight in self.weights.items()}
 
     def residuals(self, vectors: Mapping[str, Tensor], examples: Examples) -> Tensor:
         """What is missing to the wanted change, over w: (kinds, n, channels, h, w).

@@ -124,7 +124,8 @@ class Shift:
     """Add a self-discovered h-space direction to existing biases (Li et al. 2024).
 
     `prompts` are further ones that a direction away from a negative prompt is learned on. `gated` carries the
-    direction in the values that read the text instead, so that the empty prompt stays as it is. The teacher
+    direction in the values that read the text instead, so that the empty prompt stays as it is, and `words`
+    in the biases and, for words of the negative prompt that `prompts` name, in these values too. The teacher
     goes `overshoot` times as far as the prompts lead it.
     """
 
@@ -136,6 +137,7 @@ class Shift:
     strength: float = 1.0
     sites: Literal["mid", "decoder", "all"] = "all"
     gated: bool = False
+    words: bool = False
     overshoot: float = 1.0
     steps: int = 500
     learning_rate: float = 0.006

@@ -56,10 +56,14 @@ class MidBlockVector(_Guided):
 
 @dataclass(frozen=True)
 class SiteVectors(_Guided):
-    """`vectors`, by bias name, are added in both halves to what the layers of these biases give."""
+    """`vectors`, by tensor name, are added in both halves to what the layers of these tensors give.
+
+    Those of biases as they are, those of value matrices times what `gate` (text width,) gives on each token.
+    """
 
     vectors: Mapping[str, torch.Tensor]
     strength: float = 1.0
+    gate: torch.Tensor | None = None
 
     @contextlib.contextmanager
     def hooked(self, unet: torch.nn.Module) -> Iterator[None]:
@@ -69,13 +73,22 @@ class SiteVectors(_Guided):
         for name, vector in self.vectors.items():
 
             def add(
-                module: torch.nn.Module, _: Any, output: torch.Tensor, v: torch.Tensor = vector
+                module: torch.nn.Module, given: Any, output: torch.Tensor, v: torch.Tensor = vector
             ) -> torch.Tensor:
                 channels_first = isinstance(module, torch.nn.Conv2d | torch.nn.GroupNorm)
                 return output + self.strength * (v[:, None, None] if channels_first else v).to(output)
 
-            layer = unet.get_submodule(name.removesuffix(".bias"))
-            handles.append(layer.register_forward_hook(add))
+            def add_gated(
+                module: torch.nn.Module, given: Any, output: torch.Tensor, v: torch.Tensor = vector
+            ) -> torch.Tensor:
+                assert self.gate is not None
+                opened = given[0] @ self.gate.to(given[0])
+                moved: torch.Tensor = output + self.strength * opened[..., None] * v.to(output)
+                return moved
+
+            layer, kind = name.rsplit(".", 1)
+            hook = add if kind == "bias" else add_gated
+            handles.append(unet.get_submodule(layer).register_forward_hook(hook))
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Shift along self-discovered directions (Li et al. 2024): vectors added to biases, or to gated text values.
+"""Shift along self-discovered directions (Li et al. 2024): vectors added to biases and to gated text values.
 
 Directions are learned from prompts (compiler.discovery), read from a direction file, or imported from a
 published one; their weighted sum times the strength is the change. It depends on no other edit.
@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.directions import GATE, direction_header, misfit
-from compiler.discovery import carrying, direction_mining, discover, discovery_evals
+from compiler.carrying import carrying, opening_words
+from compiler.directions import direction_header, misfit
+from compiler.discovery import direction_mining, discover, discovery_evals, prompts_read
+from compiler.keep import keep_requests
 from compiler.mining import Mining, edited_words
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.published_directions import concepts_of
@@ -57,6 +59,7 @@ class ShiftDirections(EditPass):
         if edit.overshoot != 1 and all(direction.file for direction in edit.directions):
             what = "a direction from a file is not learned, so nothing overshoots; change 'strength' instead"
             found.append((f"{pointer}/overshoot", what))
+        found += [(f"{pointer}/words", what) for what in _unopened(edit, spec)]
         for place, direction in _read_from_files(edit, pointer):
             try:
                 found += [(place, problem) for problem in _file_problems(edit, direction, spec, checkpoint)]
@@ -93,7 +96,7 @@ class ShiftDirections(EditPass):
         edit = _only(edits)
         evals = sum(_evals(edit, direction, spec, checkpoint) for direction in edit.directions)
         entries, config = checkpoint.weights("unet").entries, checkpoint.config("unet")
-        vectors = [name for name in carrying(edit, entries) if not edit.gated]
+        vectors = [name for name in carrying(edit, entries) if name.endswith(".bias")]
         return PassCost(evals, LOADING_SECONDS, training_memory(entries, config, vectors))
 
     def run(self, edits: tuple[Edit, ...], context: PassContext) -> PassResult:
@@ -146,8 +149,8 @@ def _file_problems(edit: Shift, direction: Direction, spec: EditSpec, checkpoint
     if not path.is_file():
         return [f"there is no file {quoted(str(direction.file))} beside the spec"]
     if path.suffix != ".pth":
-        entries, _ = direction_header(path)
-        if GATE in entries and checkpoint.family == "sdxl":
+        entries, facts = direction_header(path)
+        if facts.get("gated") and checkpoint.family == "sdxl":
             return ["a gated direction is for Stable Diffusion 1 and 2"]
         problem = misfit(entries, checkpoint.weights("unet").entries)
         return [problem] if problem else []
@@ -160,6 +163,24 @@ def _file_problems(edit: Shift, direction: Direction, spec: EditSpec, checkpoint
     if mid_side(checkpoint) is None:
         problems.append("this base has no mid block that a published vector fits")
     return problems
+
+
+def _unopened(edit: Shift, spec: EditSpec) -> list[str]:
+    """Why 'words' is nothing for a direction of the edit; none where it is, or is not asked for."""
+    if not edit.words:
+        return []
+    if edit.gated:
+        return ["a gated shift reads every word alike: leave out 'gated' or 'words'"]
+    learned = [direction for direction in edit.directions if direction.file is None]
+    if not learned:
+        return ["a direction from a file is carried as it was learned: leave 'words' out"]
+    kept = [text for request in keep_requests(edit, spec, neighbours=()) for text in request.prompts]
+    return [
+        f"no prompt that it is learned on has a word of {quoted(direction.negative_prompt or '')}, or what "
+        "is preserved has it too: give a 'negative_prompt', no 'base_prompt', and 'prompts' that name it"
+        for direction in learned
+        if not opening_words(direction, prompts_read(edit, direction), kept)
+    ]
 
 
 def _evals(edit: Shift, direction: Direction, spec: EditSpec, checkpoint: Checkpoint) -> int:

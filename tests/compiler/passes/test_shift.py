@@ -15,7 +15,7 @@ from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
 from compiler.conditioning import Conditioning
 from compiler.device import choose
-from compiler.directions import direction_header, load_direction, save_direction
+from compiler.directions import Found, direction_header, load_direction, save_direction
 from compiler.discovery import discover, own_request, scales
 from compiler.passes import PassContext, PassResult
 from compiler.passes.shift import ShiftDirections
@@ -110,6 +110,23 @@ def test_vectors_folded_at_many_sites_equal_hooks_at_their_layers(base: Checkpoi
     with torch.no_grad(), SiteVectors(vectors).hooked(hooked):
         expected = predict(hooked, *inputs)
         assert (predict(folded, *inputs) - expected).abs().max() <= 1e-5
+
+
+def test_vectors_that_a_gate_opens_equal_a_hook_that_reads_the_text(base: Checkpoint) -> None:
+    entries = base.weights("unet").entries
+    names = (*bias_sites(entries, "all"), *text_sites(entries, "all"))
+    vectors = {name: 0.05 * gaussian(entries[name].shape[:1], 1, name) for name in names}
+    found = Found(vectors, {}, gaussian((32,), 1, "gate"))
+    inputs, unet = _halves(2, 8, 3), build_unet(base)
+    with torch.no_grad():
+        biases_alone = {name: vector for name, vector in vectors.items() if name.endswith(".bias")}
+        with SiteVectors(biases_alone, 2.0).hooked(unet):
+            ungated = predict(unet, *inputs)
+        with SiteVectors(vectors, 2.0, found.gate).hooked(unet):
+            expected = predict(unet, *inputs)
+        add_deltas(unet, found.deltas(2.0))
+        assert (predict(unet, *inputs) - expected).abs().max() <= 1e-5
+    assert (expected - ungated).abs().max() > 1e-3
 
 
 def test_the_text_half_alone_moves_under_the_published_hook(base: Checkpoint) -> None:
@@ -212,6 +229,60 @@ def test_the_empty_prompt_stays_under_a_gated_shift_and_others_move(base: Checkp
             assert (float(change.abs().max()) > 1e-4) == moves
 
 
+NAMED: dict[str, Any] = {**CALM, "prompts": ["a house with flame", "a moon with spill"], "words": True}
+
+
+def test_with_words_biases_move_and_values_where_the_text_says_one_of_them(base: Checkpoint) -> None:
+    spec = _spec({**NAMED, "steps": 20, "learning_rate": 0.001})
+    entries = base.weights("unet").entries
+    result = _run(spec, base)
+    moved = {name for name, delta in result.deltas.items() if delta.any()}
+    assert moved == set(result.deltas) == {*bias_sites(entries, "all"), *text_sites(entries, "all")}
+    assert set(result.deltas) <= set(SHIFT.targets(spec.edits, entries))
+    planned = SHIFT.cost(spec.edits, spec, base).evals
+    assert 0.7 * planned <= result.record["evals"] <= planned
+    assert result.record["directions"][0]["words"] == ["flame"]
+    empty, named, other = _context(spec, base).text().encode(["", "a house with flame", "a photo of a moon"])
+    for name in text_sites(entries, "all"):
+        change = result.deltas[name]
+        assert torch.linalg.matrix_rank(change) == 1
+        assert (empty @ change.T).abs().max() <= 1e-4 * (named[4] @ change.T).abs().max()
+        assert (other @ change.T).abs().max() <= 0.5 * (named[4] @ change.T).abs().max()
+
+
+def test_a_direction_with_words_is_saved_with_its_gate_and_serves_another_spec(
+    base: Checkpoint, tmp_path: Path
+) -> None:
+    spec = _spec(NAMED)
+    edit: Any = spec.edits[0]
+    found = discover(edit, edit.directions[0], _context(spec, base))
+    save_direction(found, tmp_path / "calm.safetensors")
+    saved = {"edit": "shift", "direction": {"file": "calm.safetensors"}, "strength": -2}
+    reused = _spec(saved, folder=tmp_path)
+    assert make_plan(reused, base, StageCache(), choose("cpu")).passes
+    result, once = _run(reused, base), _run(spec, base)
+    assert all(torch.equal(result.deltas[name], -2 * delta) for name, delta in once.deltas.items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"gated": True}, "reads every word alike"),
+        ({"prompts": ["a house with spill"]}, "no prompt that it is learned on has a word of 'flame'"),
+        ({"direction": {"prompt": "a flame", "base_prompt": "a house"}}, "has a word of ''"),
+        ({"direction": {"file": "saved.safetensors"}}, "carried as it was learned"),
+    ],
+    ids=["gated", "unnamed", "towards", "from a file"],
+)
+def test_words_without_a_word_to_read_are_refused(
+    base: Checkpoint, tmp_path: Path, changed: dict[str, Any], what: str
+) -> None:
+    save_direction(Found({"conv_out.bias": torch.ones(4)}, {}), tmp_path / "saved.safetensors")
+    with pytest.raises(SpecErrors, match=what) as caught:
+        make_plan(_spec({**NAMED, **changed}, folder=tmp_path), base, StageCache(), choose("cpu"))
+    assert "/edits/0/words" in str(caught.value)
+
+
 def test_strength_scales_and_turns_round_and_directions_add_up(base: Checkpoint) -> None:
     cache = StageCache()
     other = {"prompt": "a red house", "base_prompt": "a house", "weight": -0.5}
@@ -275,8 +346,6 @@ def test_a_direction_from_a_file_cannot_overshoot(base: Checkpoint, tmp_path: Pa
 
 
 def test_a_direction_for_another_architecture_is_refused(base: Checkpoint, tmp_path: Path) -> None:
-    from compiler.directions import Found
-
     path = tmp_path / "other.safetensors"
     save_direction(Found({"mid_block.resnets.1.conv2.bias": torch.ones(1280)}, {}), path)
     spec = _spec({"edit": "shift", "direction": {"file": path.name}}, folder=tmp_path)
