@@ -66,7 +66,9 @@ def learn(
         losses = [_loss(student, end, examples, tally) for end in ends]
         best = min(range(len(ends)), key=losses.__getitem__)
         vectors, loss = (
-            (ends[best], losses[best]) if losses[best] < start["start"] else (found, start["start"])
+            (ends[best], losses[best])
+            if losses[best] < settings.slack * start["start"]
+            else (found, start["start"])
         )
     measured = {**start, "end": loss}
     return Learned({name: vector.cpu() for name, vector in vectors.items()}, measured, curve, tally.evals)

@@ -46,7 +46,10 @@ class Part:
 
 @dataclass(frozen=True)
 class ShiftSettings:
-    """`scales` are the guidance scales that examples take turns at. `names` name the draws under `seed`."""
+    """`scales` are the guidance scales that examples take turns at. `names` name the draws under `seed`.
+
+    The polish stays if it ends below `slack` times the loss that it began with.
+    """
 
     steps: int
     learning_rate: float
@@ -55,6 +58,7 @@ class ShiftSettings:
     names: tuple[str, ...] = ()
     loss: Loss = "l2"
     schedule: Schedule = "constant"
+    slack: float = 1.0
 
 
 @dataclass

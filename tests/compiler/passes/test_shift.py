@@ -16,7 +16,7 @@ from compiler.checkpoint import Checkpoint
 from compiler.conditioning import Conditioning
 from compiler.device import choose
 from compiler.directions import Found, direction_header, load_direction, save_direction
-from compiler.discovery import discover, own_request, scales
+from compiler.discovery import SLACK, discover, own_request, scales
 from compiler.passes import PassContext, PassResult
 from compiler.passes.shift import ShiftDirections
 from compiler.plan import make_plan
@@ -227,6 +227,17 @@ def test_the_empty_prompt_stays_under_a_gated_shift_and_others_move(base: Checkp
                 teacher.unet, latents[:1], timestep[:1], text
             )
             assert (float(change.abs().max()) > 1e-4) == moves
+
+
+def test_what_overshoots_stays_though_its_loss_is_no_lower_and_a_random_walk_does_not(
+    base: Checkpoint,
+) -> None:
+    walk = {**CALM, "steps": 2, "learning_rate": 0.002}
+    (plain,) = _run(_spec(walk), base).record["directions"]
+    assert plain["loss_measured"]["end"] == plain["loss_measured"]["start"]
+    (over,) = _run(_spec({**walk, "overshoot": 1.001}), base).record["directions"]
+    ratio = over["loss_measured"]["end"] / over["loss_measured"]["start"]
+    assert 1.0 < ratio < SLACK
 
 
 NAMED: dict[str, Any] = {**CALM, "prompts": ["a house with flame", "a moon with spill"], "words": True}
