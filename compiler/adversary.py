@@ -8,7 +8,7 @@ where the base was drawing it: white box, gradients through the U-Net and the te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -73,6 +73,7 @@ def attack(
     names: tuple[str | int, ...] = (),
     steps: int = STEPS,
     restarts: int = 1,
+    advance: Callable[[int], None] = lambda evals: None,
 ) -> Attack:
     """Learn embeddings against `student` as it is; `steps` * `batch` * 3 evals. The student stays as it was.
 
@@ -93,6 +94,7 @@ def attack(
             optimiser.zero_grad(set_to_none=True)
             losses.append(_distance(student, text, victim, way, learned, chosen))
             optimiser.step()
+            advance(3 * batch)
     with torch.no_grad():
         rows = _read(text, victim, way, learned)
     few = max(1, steps // 4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from compiler.artifact import Artifact
-    from compiler.checkpoint import Checkpoint
     from compiler.gates import GateReport, GateResult
-    from editspec import EditSpec
 
 
 @click.command()
@@ -45,7 +42,6 @@ def evaluate(
     with --spec at that spec's folder.
     """
     from compiler.artifact import Artifact
-    from compiler.base import open_base
     from compiler.cache import StageCache
     from compiler.checkpoint import Checkpoint
     from compiler.device import choose
@@ -55,14 +51,14 @@ def evaluate(
     from compiler.progress import for_terminal
     from editspec import GateFailed, InputError
     from excise import embedded
+    from excise.recorded import recorded_base, recorded_spec
 
     embedded.register()
     built = Artifact.open(artifact)
-    loaded, start = _spec_of(built, spec, base)
+    loaded, start = recorded_spec(built, spec, base)
     if not loaded.gates:
         raise InputError(loaded.name, "the spec has no gates", "give a spec that has some with --spec")
-    opened = open_base(loaded.base, start)
-    _require_same_base(built, opened)
+    opened = recorded_base(built, loaded, start)
     torch_device = choose(device).open()
     report = measure(
         loaded,
@@ -117,28 +113,3 @@ def repeats_record(built: Artifact, report: GateReport) -> bool:
     recorded: Any = built.read(GATES)
     found = json.loads(json.dumps(report.as_dict()))
     return bool(recorded.get("gates") == found["gates"])
-
-
-def _spec_of(built: Artifact, given: Path | None, base: Path | None) -> tuple[EditSpec, Path]:
-    """The spec to run and the folder that its relative paths start at."""
-    from compiler.artifact import SPEC
-    from editspec import PathBase, load_spec
-
-    loaded = load_spec(given or built.path(SPEC))
-    start = loaded.folder if given else Path.cwd()
-    if base is not None:
-        loaded = replace(loaded, base=PathBase(path=str(base.absolute()), variant=loaded.base.variant))
-    return loaded, start
-
-
-def _require_same_base(built: Artifact, opened: Checkpoint) -> None:
-    from compiler.artifact import LOCK
-    from editspec import InputError
-
-    recorded = built.read(LOCK)["base"]["digest"]
-    if recorded != opened.digest:
-        raise InputError(
-            str(opened.root),
-            "is not the base that this artifact was made from: its files have other digests",
-            "name the right folder with --base",
-        )

@@ -38,7 +38,8 @@ def undo(
     from compiler.revision import without
     from excise import embedded
     from excise.commands.compile import report
-    from excise.revising import compile_revision, on_folder, recorded_base
+    from excise.recorded import on_folder, recorded_base
+    from excise.revising import compile_revision
 
     embedded.register()
     artifact = Artifact.open(folder)
