@@ -44,6 +44,13 @@ def beside(edits: Sequence[Edit], spec: EditSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys(prompt for found in _of_others(edits, spec.edits, spec) for prompt in found))
 
 
+def named_beside(edits: Sequence[Edit], spec: EditSpec) -> tuple[str, ...]:
+    """The concepts that the spec's other edits erase, ablate or guide away from, each once, with aliases."""
+    own = {edit.id for edit in edits}
+    others = [edit for edit in spec.edits if edit.id not in own and isinstance(edit, Erase | Ablate | Guide)]
+    return tuple(dict.fromkeys(name for edit in others for name in _named(edit)))
+
+
 def made_already(edit: Edit, spec: EditSpec) -> tuple[str, ...]:
     """A few such prompts of each edit that is made before this one: what a taught edit must not undo."""
     from compiler.passes import made_before

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compiler.groups import group_names, group_shares, neutral_prompts
-from compiler.interference import beside
+from compiler.interference import beside, named_beside
 from compiler.mining import edited_words
 from compiler.passes import EditPass, PassContext, PassCost, PassResult
 from compiler.selections import select
@@ -33,6 +33,10 @@ NOISES = 4  # pure noises at which predictions are compared
 ROUNDS = 6
 NAMED_WEIGHT = 4.0  # of each prompt that names a group, for its neutral prompt
 POOL_WEIGHT = 16.0  # of all other words together, for each neutral prompt, as in erasure
+# Of these words before a concept that another edit has changed. Known by few prompts of its own it would come
+# back, or its anchor be lost, where a prompt says a little more of it ("a red heart").
+COMPOSED_WEIGHT = 8.0
+MOST_COMPOSED = 800  # such prompts, of all concepts together
 SECONDS = 6.0  # late imports, building the U-Net, and the text encoder
 
 
@@ -40,7 +44,7 @@ class BalanceClosedForm(EditPass):
     """One balance edit by solving, asking and correcting."""
 
     name = "balance/closed-form"
-    version = 3
+    version = 4
     order = 80
     merges = False
 
@@ -56,7 +60,8 @@ class BalanceClosedForm(EditPass):
         return over_window(checkpoint, [(pointer, prompt) for prompt in prompts])[:1]
 
     def reads(self, edits: Sequence[Edit], spec: EditSpec) -> Any:
-        return {**super().reads(edits, spec), "edited": edited_words(spec), "beside": beside(edits, spec)}
+        kept = {"beside": beside(edits, spec), "named": named_beside(edits, spec)}
+        return {**super().reads(edits, spec), "edited": edited_words(spec), **kept}
 
     def targets(self, edits: Sequence[Edit], entries: Mapping[str, TensorEntry]) -> tuple[str, ...]:
         return tuple(name for name in select(entries, "cross-attention-kv") if name.endswith(".weight"))
@@ -167,6 +172,11 @@ def _kept(edit: Balance, context: PassContext) -> Columns:
     pool = [f"a {word}" for word in Neighbourhood(text).unlike({*used, *edited_words(spec)})]
     for prompt in pool:
         columns.preserve(prompt, weight=POOL_WEIGHT * _subjects(edit) / len(pool))
+    changed = named_beside([edit], spec)
+    few = pool[:: max(1, -(-len(pool) * len(changed) // MOST_COMPOSED))]
+    for prompt in (f"{one} {name}" for name in changed for one in few):
+        if text.token_count(prompt) <= text.window:
+            columns.preserve(prompt, weight=COMPOSED_WEIGHT * _subjects(edit) / len(few))
     return columns.build()
 
 

@@ -12,7 +12,7 @@ from compiler.cache import StageCache
 from compiler.checkpoint import Checkpoint
 from compiler.debias import tilt_of
 from compiler.groups import neutral_prompts
-from compiler.passes import PassContext, PassResult
+from compiler.passes import PassContext, PassResult, balance_closed_form
 from compiler.passes.balance_closed_form import BalanceClosedForm
 from compiler.progress import Silent
 from compiler.selections import select
@@ -131,3 +131,19 @@ def test_a_group_over_the_window_is_refused_while_planning(base: Checkpoint) -> 
     ((pointer, message),) = SOLVED.check(spec.edits, spec, base)
     assert pointer == "/edits/0"
     assert "tokens" in message
+
+
+def test_what_another_edit_changes_is_kept_in_prompts_that_say_more_of_it(
+    base: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ablate = {"edit": "ablate", "concept": "moon", "anchor": "circle"}
+    document = {"editspec": 1, "name": "test", "base": {"path": "tiny"}, "seed": 7, "edits": [ablate, FAIR]}
+    spec = parse_spec(json.dumps(document))
+    context = _context(spec, base)
+    (said,) = context.text().encode(["a red moon"])
+    moved = []
+    for weight in (balance_closed_form.COMPOSED_WEIGHT, 1e-9):
+        monkeypatch.setattr(balance_closed_form, "COMPOSED_WEIGHT", weight)
+        deltas = SOLVED.run(spec.edits[-1:], context).deltas
+        moved.append(sum(float((said @ delta.T).square().sum()) for delta in deltas.values()))
+    assert moved[0] < 0.8 * moved[1]
