@@ -119,8 +119,8 @@ def guided(bench: Bench, case: str) -> dict[str, Any]:
     asked = ASKED.get(case) or {f"{MARK}, {kind}": prompts for kind, prompts in JUDGED.items()}
     teacher = GuidingTeacher(context)
     banks = {
-        "unseen": _held_out(bench, context, built, next(iter(asked.values()))),
-        "learned": _held_out(bench, context, built, built.prompts),
+        "unseen": held_out(bench, context, built, next(iter(asked.values()))),
+        "learned": held_out(bench, context, built, built.prompts),
     }
     effect = effect_of(built)
     unmasked = _unmasked(teacher, banks["unseen"], effect.prompts)
@@ -172,7 +172,7 @@ def _drift(bench: Bench, deltas: dict[str, Tensor], original: Baseline) -> dict[
     return found
 
 
-def _held_out(bench: Bench, context: PassContext, edit: Guide, prompts: Sequence[str]) -> Any:
+def held_out(bench: Bench, context: PassContext, edit: Guide, prompts: Sequence[str]) -> Any:
     """A guided bank of these prompts, from a seed that was not learned on."""
     from compiler.bank_request import BankRequest
     from compiler.effects import effect_of
