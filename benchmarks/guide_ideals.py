@@ -6,7 +6,8 @@ change, in five bins of timesteps from the noisiest on, for the best mixture in 
 
 `direction` multiples of f, whatever the mask; `rectified` also max(f, 0), max(e_p - e_s, 0) and e_p - e_s;
 `thresholded` f beyond .5, 1, 1.5 and 2 of its standard deviations in the sample and channel, to either side;
-`sign` f where e_p < e_s, SLD's mask without its threshold. No student here is trained.
+`sign` f where e_p < e_s, SLD's mask without its threshold. No student here is trained. In the first bin the
+guidance begins, which one mixture for the whole bin cannot follow.
 
 Usage: python benchmarks/guide_ideals.py [--first-seed 28600] [--json]
 """
