@@ -6,15 +6,13 @@ Opening evaluators loads no model and no torch.
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.evaluators.evaluator import Evaluator
+from compiler.folder_walk import by_name, defined_in
 from editspec.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,17 +82,5 @@ def _from_hub(ref: EvaluatorRef) -> Path:
 @cache
 def adapters() -> dict[str, type[Evaluator]]:
     """Adapter name -> class, for all in this folder. A file that cannot be imported breaks the program."""
-    found: dict[str, type[Evaluator]] = {}
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
-        loaded = importlib.import_module(f"{__name__}.{module.name}")
-        for member in vars(loaded).values():
-            if (
-                inspect.isclass(member)
-                and issubclass(member, Evaluator)
-                and member.__module__ == loaded.__name__
-                and not inspect.isabstract(member)
-            ):
-                if member.adapter in found:
-                    raise TypeError(f"two adapters are called '{member.adapter}'")
-                found[member.adapter] = member
-    return found
+    every = defined_in(__name__, __path__, Evaluator)  # type: ignore[type-abstract]
+    return by_name(((one.adapter, one) for _, classes in every for one in classes), "adapters")

@@ -6,9 +6,6 @@ its positive control. Gates that ask for the same draw share its picture. Planni
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.artifact import GRID, Artifact
 from compiler.checkpoint import Checkpoint
 from compiler.evaluators import Evaluator, open_evaluators
+from compiler.folder_walk import by_name, defined_in
 from compiler.gates.gate import AcceptanceGate, GatePlan, GateResult, Refusal, counting_shared
 from compiler.gates.report import GateReport
 from compiler.generate import Sampler, Sampling
@@ -46,20 +44,8 @@ __all__ = [
 @cache
 def discover() -> dict[str, AcceptanceGate]:
     """Every gate in this folder by name. A file that cannot be imported breaks the program."""
-    found: dict[str, AcceptanceGate] = {}
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
-        loaded = importlib.import_module(f"{__name__}.{module.name}")
-        for member in vars(loaded).values():
-            if (
-                inspect.isclass(member)
-                and issubclass(member, AcceptanceGate)
-                and member.__module__ == loaded.__name__
-                and not inspect.isabstract(member)
-            ):
-                if member.name in found:
-                    raise TypeError(f"two gates are called '{member.name}'; a gate's name must be its own")
-                found[member.name] = member()
-    return found
+    every = defined_in(__name__, __path__, AcceptanceGate)  # type: ignore[type-abstract]
+    return by_name(((one.name, one()) for _, classes in every for one in classes), "gates")
 
 
 def plan_gates(spec: EditSpec) -> list[GatePlan]:

@@ -6,15 +6,14 @@ A pass says which edits it compiles, which weights it may change and what that c
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from compiler.folder_walk import by_name, defined_in
 
 if TYPE_CHECKING:
     import torch
@@ -173,25 +172,9 @@ def made_before(edit: Edit, spec: EditSpec) -> tuple[Edit, ...]:
 def discover() -> tuple[EditPass, ...]:
     """Every pass in this folder, in running order. A file that cannot be imported breaks the program."""
     found: list[EditPass] = []
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
-        if module.name.startswith("_"):
-            continue
-        loaded = importlib.import_module(f"{__name__}.{module.name}")
-        passes = [
-            member()
-            for member in vars(loaded).values()
-            if inspect.isclass(member)
-            and issubclass(member, EditPass)
-            and member.__module__ == loaded.__name__
-            and not inspect.isabstract(member)
-        ]
-        if not passes:
-            raise TypeError(
-                f"{loaded.__name__} defines no EditPass; a file in this folder is one edit method"
-            )
-        found += passes
-    names = [edit_pass.name for edit_pass in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise TypeError(f"two passes are called '{name}'; a pass's name must be its own")
-    return tuple(sorted(found, key=lambda edit_pass: (edit_pass.order, edit_pass.name)))
+    for module, classes in defined_in(__name__, __path__, EditPass):  # type: ignore[type-abstract]
+        if not classes:
+            raise TypeError(f"{module} defines no EditPass; a file in this folder is one edit method")
+        found += [one() for one in classes]
+    every = by_name(((edit_pass.name, edit_pass) for edit_pass in found), "passes").values()
+    return tuple(sorted(every, key=lambda edit_pass: (edit_pass.order, edit_pass.name)))
