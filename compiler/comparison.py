@@ -34,7 +34,7 @@ class Compared:
     """One component of two checkpoints. `energy` is the squared norm of all tensors that both have alike.
 
     `reshaped` have another shape in the second one, `retyped` are of another number format; these are
-    compared in fp32 all the same.
+    compared all the same.
     """
 
     component: str

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.artifact import LOCK, SPEC, Artifact
-from editspec import GateFailed, InputError, PathBase, load_spec
+from editspec import GateFailed, InputError, load_spec
 from editspec.source import Source
+from excise.recorded import on_folder
 
 if TYPE_CHECKING:
     from editspec import EditSpec
@@ -75,9 +76,7 @@ def _spec_of(artifact: Artifact, lock: dict[str, Any], given: Path | None, base:
         raise InputError(where, "is not the spec that this artifact was built from", "give that one")
     if given is None and loaded.source is not None:  # paths then start at the current folder
         loaded = replace(loaded, source=Source(str(Path.cwd() / "editspec.json"), loaded.source.text))
-    if base is not None:
-        loaded = replace(loaded, base=PathBase(path=str(base.absolute()), variant=loaded.base.variant))
-    return loaded
+    return on_folder(loaded, base)
 
 
 def _changes(lock: dict[str, Any], device: str) -> list[str]:

@@ -90,8 +90,12 @@ def attack(
     reports = [attack_all(one, chosen, models, evaluators, sampling, progress) for one in targets]
     if as_json:
         pictures = sum(picture_evals(one, len(chosen), sampling) for one in targets)
-        told = {"sampling": sampling.as_dict(), "evals_of_pictures": pictures}
-        click.echo(json.dumps({**told, "concepts": [one.as_dict() for one in reports]}, indent=2))
+        told = {
+            "sampling": sampling.as_dict(),
+            "evals_of_pictures": pictures,
+            "concepts": [one.as_dict() for one in reports],
+        }
+        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
     else:
         _show(reports)
     worst = max((float(one.flags.mean()) for report in reports for one in report.attacked), default=0.0)

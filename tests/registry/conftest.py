@@ -181,7 +181,7 @@ def new_database(postgresql: str) -> Callable[[], str]:
 def postgresql() -> Iterator[str]:
     """The socket folder of a PostgreSQL server of our own; its user is excise."""
     binaries = postgresql_binaries()
-    if binaries is None:
+    if binaries is None:  # .ci/run installs a server; README's commands, which need none, must hold without
         pytest.skip("no PostgreSQL here: put initdb and pg_ctl on the PATH, or apt-get install postgresql")
     folder = Path(tempfile.mkdtemp(prefix="excise-pg-", dir="/tmp"))
     account: dict[str, Any] = {}
